@@ -1,8 +1,8 @@
 """Files from strangers, and files that are never half-written.
 
-Every reader here treats its input as hostile: sizes are capped, nothing is unpickled, and whatever does not fit is
-refused with one `FileFormatError` that names the file, the line and what was expected. Every writer goes through
-`atomic_write`: a temporary file in the same folder, flushed to the disk, renamed into place.
+Every reader here treats its input as hostile: sizes are capped, nothing is unpickled, and whatever does not
+fit is refused with one `FileFormatError` that names the file, the line and what was expected. Every writer goes
+through `atomic_write`: a temporary file in the same folder, flushed to the disk, renamed into place.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FileFormatError(ValueError):
         return type(self), (self.path, self.line, self.problem)
 
 
-# ---------------------------------------------------------------------------------------------------- writing
+# --------------------------------------------------------------------------------------------------- writing
 
 
 @contextlib.contextmanager
@@ -79,8 +79,9 @@ def atomic_write(
 ) -> Iterator[IO[Any]]:
     r"""Open a file for writing so that `path` holds either its old content or all of the new.
 
-    The text goes to a temporary file in the same folder, which is flushed to the disk and renamed over `path` when
-    the block ends; the folder is flushed as well. When the block raises, `path` is untouched and nothing is left.
+    The text goes to a temporary file in the same folder, which is flushed to the disk and renamed over `path`
+    when the block ends; the folder is flushed as well. When the block raises, `path` is untouched and nothing is
+    left.
 
     Parameters
     ----------
@@ -195,8 +196,8 @@ def write_csv(
 ) -> None:
     """Write a CSV table, atomically; text that a spreadsheet would run as a formula is defused.
 
-    A text cell that starts with one of ``= + - @``, a tab or a carriage return gets an apostrophe in front, which
-    `read_csv` with ``unescape=True`` takes away again. Numbers are written as they are (floats with `repr`).
+    A text cell that starts with one of ``= + - @``, a tab or a carriage return gets an apostrophe in front,
+    which `read_csv` with ``unescape=True`` takes away again. Numbers are written as they are (floats with `repr`).
 
     Parameters
     ----------
@@ -228,7 +229,7 @@ def _defused(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# --------------------------------------------------------------------------------------------------- reading
 
 
 def read_lines(
@@ -239,7 +240,7 @@ def read_lines(
     Parameters
     ----------
     path : str or path
-        UTF-8 text, with or without byte-order mark, "\n" or "\r\n" line ends; gzip is recognised by its first bytes.
+        UTF-8 text, with or without byte-order mark, "\n" or "\r\n" line ends; gzip is known by its first bytes.
     max_line_bytes, max_bytes : int
         Caps on one line and on the whole file, in bytes after decompression.
 
@@ -314,8 +315,8 @@ def read_json_lines(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Go through a JSONL file; blank lines are passed over.
 
-    Refused: anything but one object a line, a key twice in one object, NaN and infinities (also ``1e400``), lone
-    surrogates, nesting deeper than the interpreter's limit, integers of thousands of digits.
+    Refused: anything but one object a line, a key twice in one object, NaN and infinities (also ``1e400``),
+    lone surrogates, nesting deeper than the interpreter's limit, integers of thousands of digits.
 
     Parameters
     ----------
@@ -477,7 +478,7 @@ def _listed(names: Sequence[str]) -> str:
     return " " + ",".join(names) if names else ""
 
 
-# ---------------------------------------------------------------------------------------------------- identity
+# -------------------------------------------------------------------------------------------------- identity
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
