@@ -1,8 +1,8 @@
 """Files from strangers, and files that are never half-written.
 
 Every reader here treats its input as hostile: sizes are capped, nothing is unpickled, and whatever does not
-fit is refused with one `FileFormatError` that names the file, the line and what was expected. Every writer goes
-through `atomic_write`: a temporary file in the same folder, flushed to the disk, renamed into place.
+fit is refused with one `FileFormatError` that names the file, the line and what was expected. Every writer
+goes through `atomic_write`: a temporary file in the same folder, flushed to the disk, renamed into place.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def atomic_write(
     r"""Open a file for writing so that `path` holds either its old content or all of the new.
 
     The text goes to a temporary file in the same folder, which is flushed to the disk and renamed over `path`
-    when the block ends; the folder is flushed as well. When the block raises, `path` is untouched and nothing is
-    left.
+    when the block ends; the folder is flushed as well. When the block raises, `path` is untouched and
+    nothing is left.
 
     Parameters
     ----------
@@ -197,7 +197,8 @@ def write_csv(
     """Write a CSV table, atomically; text that a spreadsheet would run as a formula is defused.
 
     A text cell that starts with one of ``= + - @``, a tab or a carriage return gets an apostrophe in front,
-    which `read_csv` with ``unescape=True`` takes away again. Numbers are written as they are (floats with `repr`).
+    which `read_csv` with ``unescape=True`` takes away again. Numbers are written as they are (floats with
+    `repr`).
 
     Parameters
     ----------
@@ -240,7 +241,8 @@ def read_lines(
     Parameters
     ----------
     path : str or path
-        UTF-8 text, with or without byte-order mark, "\n" or "\r\n" line ends; gzip is known by its first bytes.
+        UTF-8 text, with or without byte-order mark, "\n" or "\r\n" line ends; gzip is known by its first
+        bytes.
     max_line_bytes, max_bytes : int
         Caps on one line and on the whole file, in bytes after decompression.
 
