@@ -80,7 +80,7 @@ class BuildExtensions(build_ext):
             source, folder, flags = job
             return self.compiler.compile(
                 [source], output_dir=str(Path(self.build_temp, folder)), include_dirs=ext.include_dirs,
-                extra_postargs=[*COMMON, *WARNINGS, *flags, *sanitize], depends=ext.depends)[0]
+                extra_postargs=[*COMMON, *WARNINGS, "-isystem", pybind11.get_include(), *flags, *sanitize], depends=ext.depends)[0]
 
         ext.extra_link_args = ["-pthread", *[flag for flag in sanitize if flag.startswith("-fsanitize")]]
         with ThreadPoolExecutor(self.parallel or os.cpu_count() or 1) as pool:
@@ -115,7 +115,7 @@ def check_cuda_switch():
 def extensions():
     kernels = Extension(
         "dal_native._kernels", sources=kernel_sources() + portable_sources(), depends=headers(),
-        include_dirs=["csrc", pybind11.get_include()], language="c++")
+        include_dirs=["csrc"], language="c++")
     linalg = Extension(
         "dal_native._linalg", sources=["dal_native/_linalg.pyx"], include_dirs=[numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")], extra_compile_args=["-O3"])

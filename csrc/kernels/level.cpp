@@ -1,0 +1,32 @@
+// The table of this level.
+#include "kernels/level.hpp"
+#include "kernels/simd.hpp"
+
+#define DAL_STRING_(x) #x
+#define DAL_STRING(x) DAL_STRING_(x)
+
+namespace dal {
+namespace DAL_LEVEL {
+
+const KernelTable table = {
+    DAL_STRING(DAL_LEVEL),
+    to_double,
+    to_float,
+    first_nonfinite,
+    margin,
+    update_leverage,
+    downdated,
+    packed_factor_size,
+    pack_factor_double,
+    pack_factor_float,
+    packed_rows_size,
+    whitened_squares_double,
+    whitened_squares_float,
+    kTileRows,
+    2 * kLanes<double>,
+    outer_tile,
+    bradley_terry,
+};
+
+}  // namespace DAL_LEVEL
+}  // namespace dal

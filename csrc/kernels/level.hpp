@@ -1,0 +1,39 @@
+// The functions of one SIMD level, declared in that level's own namespace; table.hpp says what each does.
+#pragma once
+
+#include "kernels/table.hpp"
+
+#if !defined(DAL_LEVEL)
+#error "compile with -DDAL_LEVEL=generic|avx2|avx512"
+#endif
+
+namespace dal {
+namespace DAL_LEVEL {
+
+void to_double(const void* from, Storage storage, int64_t count, double* to);
+void to_float(const void* from, Storage storage, int64_t count, float* to);
+int64_t first_nonfinite(const void* rows, Storage storage, int64_t n, int64_t d);
+void margin(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* out,
+            double* square);
+void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
+                     double coefficient, double* leverage);
+double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
+                 double h);
+
+int64_t packed_factor_size(int64_t d, bool single);
+void pack_factor_double(const double* w, int64_t d, double* packed);
+void pack_factor_float(const double* w, int64_t d, double scale, float* packed);
+int64_t packed_rows_size(int64_t n, int64_t d, bool single);
+void whitened_squares_double(const double* rows, int64_t n, int64_t d, const double* packed, double* scratch,
+                             double* square);
+void whitened_squares_float(const float* rows, int64_t n, int64_t d, const float* packed, float* scratch,
+                            double* square);
+
+void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
+
+double bradley_terry(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,
+                     const double* reward, const double* rationality, const double* sample_weight, double* gradient,
+                     double* rationality_gradient);
+
+}  // namespace DAL_LEVEL
+}  // namespace dal

@@ -1,0 +1,113 @@
+// Passes that read each row of the pool once: conversion, finiteness, margins, Sherman-Morrison updates.
+//
+// Layout: rows (n, d) row-major and contiguous, stored as f64, f32, f16 or bf16. Accumulators are float64 whatever
+// is stored: these passes are bound by memory, so the wider sum is free, and its rounding error stays far below
+// every other term of the certified bounds. No argument may overlap an output.
+#include "kernels/level.hpp"
+#include "kernels/simd.hpp"
+
+namespace dal {
+namespace DAL_LEVEL {
+namespace {
+
+template <class T, class S>
+void convert(const S* from, int64_t count, T* to) {
+  constexpr int L = kLanes<T>;
+  int64_t k = 0;
+  for (; k + L <= count; k += L) {
+    const Full<T> v = load<T, L>(from + k);
+    memcpy(to + k, &v, sizeof(v));
+  }
+  for (; k < count; ++k) to[k] = static_cast<T>(widen(from[k]));
+}
+
+// Non-finite values have an all-ones exponent: one integer test, no floating-point comparison that NaN could pass.
+inline bool nonfinite(double x) { return (bits_as<uint64_t>(x) >> 52 & 0x7ffu) == 0x7ffu; }
+inline bool nonfinite(float x) { return (bits_as<uint32_t>(x) >> 23 & 0xffu) == 0xffu; }
+inline bool nonfinite(Half x) { return (x.bits >> 10 & 0x1fu) == 0x1fu; }
+inline bool nonfinite(Brain x) { return (x.bits >> 7 & 0xffu) == 0xffu; }
+
+template <class S>
+int64_t first_nonfinite_typed(const S* rows, int64_t n, int64_t d) {
+  for (int64_t i = 0; i < n; ++i) {
+    const S* x = rows + i * d;
+    unsigned bad = 0;
+    for (int64_t k = 0; k < d; ++k) bad |= nonfinite(x[k]) ? 1u : 0u;
+    if (bad) return i;
+  }
+  return -1;
+}
+
+// u_i = x_i' theta and |x_i|^2
+template <class S>
+void margin_typed(const S* rows, int64_t n, int64_t d, const double* reward, double* margin, double* square) {
+  constexpr int L = kLanes<double>;
+  for (int64_t i = 0; i < n; ++i) {
+    const S* x = rows + i * d;
+    Full<double> u[4] = {}, q[4] = {};
+    int64_t k = 0;
+    for (; k + 4 * L <= d; k += 4 * L)
+      for (int j = 0; j < 4; ++j) {
+        const Full<double> v = load<double, L>(x + k + j * L);
+        u[j] += v * load_raw<Full<double>>(reward + k + j * L);
+        q[j] += v * v;
+      }
+    for (; k + L <= d; k += L) {
+      const Full<double> v = load<double, L>(x + k);
+      u[0] += v * load_raw<Full<double>>(reward + k);
+      q[0] += v * v;
+    }
+    double total = sum_lanes((u[0] + u[1]) + (u[2] + u[3]));
+    double norm = sum_lanes((q[0] + q[1]) + (q[2] + q[3]));
+    for (; k < d; ++k) {
+      const double v = widen(x[k]);
+      total += v * reward[k];
+      norm += v * v;
+    }
+    margin[i] = total;
+    if (square) square[i] = norm;
+  }
+}
+
+}  // namespace
+
+void to_double(const void* from, Storage storage, int64_t count, double* to) {
+  visit(from, storage, [&](auto* p) { convert<double>(p, count, to); });
+}
+
+void to_float(const void* from, Storage storage, int64_t count, float* to) {
+  visit(from, storage, [&](auto* p) { convert<float>(p, count, to); });
+}
+
+int64_t first_nonfinite(const void* rows, Storage storage, int64_t n, int64_t d) {
+  return visit(rows, storage, [&](auto* p) { return first_nonfinite_typed(p, n, d); });
+}
+
+void margin(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* out,
+            double* square) {
+  visit(rows, storage, [&](auto* p) { margin_typed(p, n, d, reward, out, square); });
+}
+
+// (M + w x x')^-1 = M^-1 - a v v', v = M^-1 x, a = w / (1 + w h)  =>  h_i -= a (x_i'v)^2
+void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
+                     double coefficient, double* leverage) {
+  visit(rows, storage, [&](auto* p) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double c = dot(p + i * d, direction, d);
+      const double h = leverage[i] - coefficient * (c * c);
+      leverage[i] = h > 0 ? h : 0;
+    }
+  });
+}
+
+double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
+                 double h) {
+  for (int64_t s = 0; s < count; ++s) {
+    const double c = dot(x, directions + s * d, d);
+    h -= coefficients[s] * (c * c);
+  }
+  return h > 0 ? h : 0;
+}
+
+}  // namespace DAL_LEVEL
+}  // namespace dal

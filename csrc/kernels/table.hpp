@@ -1,0 +1,72 @@
+// The functions that exist once per SIMD level. A caller takes one table at the start of a call and keeps it.
+//
+// Everything behind these pointers is single-threaded, allocates nothing and calls no library code, so that an object
+// compiled for one level holds no symbol that the linker could share with another level.
+#pragma once
+
+#include <cstdint>
+
+namespace dal {
+
+enum class Storage : int32_t { f64 = 0, f32 = 1, f16 = 2, bf16 = 3 };
+
+inline constexpr int64_t storage_bytes(Storage s) {
+  return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2;
+}
+
+struct KernelTable {
+  const char* name;
+
+  // to[k] = from[k], exactly; k < count
+  void (*to_double)(const void* from, Storage storage, int64_t count, double* to);
+  // to[k] = from[k] rounded to float; exact except from f64
+  void (*to_float)(const void* from, Storage storage, int64_t count, float* to);
+
+  // Index of the first row that holds NaN or infinity, -1 if none.
+  int64_t (*first_nonfinite)(const void* rows, Storage storage, int64_t n, int64_t d);
+
+  // margin[i] = x_i' reward, square[i] = x_i' x_i (skipped where square is null)
+  void (*margin)(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* margin,
+                 double* square);
+
+  // leverage[i] -= coefficient (x_i' direction)^2, not below 0
+  void (*update_leverage)(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
+                          double coefficient, double* leverage);
+
+  // h - sum_s coefficient[s] (x' direction_s)^2 for one row x in float64; directions are rows of length d
+  double (*downdated)(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
+                      double h);
+
+  // The inverse factor W (d x d, lower triangle, row-major), times `scale`, in the order that whitened_squares reads.
+  int64_t (*packed_factor_size)(int64_t d, bool single);
+  void (*pack_factor_double)(const double* w, int64_t d, double* packed);
+  void (*pack_factor_float)(const double* w, int64_t d, double scale, float* packed);
+  int64_t (*packed_rows_size)(int64_t n, int64_t d, bool single);
+  // square[i] = |W x_i|^2; `rows` row-major and contiguous; `scratch` holds packed_rows_size values
+  void (*whitened_squares_double)(const double* rows, int64_t n, int64_t d, const double* packed, double* scratch,
+                                  double* square);
+  void (*whitened_squares_float)(const float* rows, int64_t n, int64_t d, const float* packed, float* scratch,
+                                 double* square);
+
+  // One tile of sum_t a_t b_t': `left` and `right` hold `depth` labels in tiles, see information_matrix.cpp.
+  int64_t tile_rows, tile_columns;
+  void (*outer_tile)(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
+
+  // Labels first..last-1 of the Bradley-Terry loss; adds to gradient, writes rationality_gradient, returns the loss.
+  double (*bradley_terry)(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,
+                          const double* reward, const double* rationality, const double* sample_weight,
+                          double* gradient, double* rationality_gradient);
+};
+
+// Defined once per level, by csrc/kernels/level.cpp.
+namespace generic {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+
+}  // namespace dal

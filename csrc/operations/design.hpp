@@ -1,0 +1,48 @@
+// The information matrix as a batch grows: a Cholesky factor updated by rank one, and the Sherman-Morrison history.
+//
+// This file is compiled once, without contraction: the leverage of a finalist has the same bits at every SIMD level,
+// thread count and position in the pool.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "operations/threads.hpp"
+
+namespace dal {
+
+class Design {
+ public:
+  // matrix M and its lower factor L, both (d, d) row-major; at most `size` additions
+  Design(const double* matrix, const double* factor, int64_t d, int64_t size);
+
+  // x' M^-1 x at the current M, or at the start; `scratch` has d values
+  double leverage(const double* x, double* scratch) const { return squared_solve(upper_, x, scratch); }
+  double leverage_at_start(const double* x, double* scratch) const { return squared_solve(start_, x, scratch); }
+  void keep_start() { start_ = upper_; }
+
+  // M += w x x'
+  void add(const double* x, double weight, const Call& call);
+
+  int64_t additions() const { return static_cast<int64_t>(coefficients_.size()); }
+  // Addition s took leverage h_i down by coefficient[s] (x_i' direction_s)^2.
+  const double* direction(int64_t s) const { return directions_.data() + s * d_; }
+  const double* coefficient(int64_t s) const { return coefficients_.data() + s; }
+  int64_t refactorisations() const { return refactorisations_; }
+
+ private:
+  double squared_solve(const std::vector<double>& upper, const double* x, double* z) const;
+  void update_factor(double weight, const double* x);
+  double drift() const;
+  void refactor(const Call& call);
+
+  int64_t d_;
+  std::vector<double> matrix_, upper_, start_;  // upper_ = L' row-major: every inner loop runs along a row
+  std::vector<double> directions_, coefficients_;
+  int64_t refactorisations_ = 0;
+};
+
+// x'y, four partial sums in a fixed order, the same bits at every level
+double portable_dot(const double* x, const double* y, int64_t d);
+
+}  // namespace dal

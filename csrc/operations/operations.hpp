@@ -1,0 +1,40 @@
+// The operations: threaded drivers over the kernels. No Python; arguments are checked by the callers.
+#pragma once
+
+#include <cstdint>
+
+#include "operations/rows.hpp"
+#include "operations/threads.hpp"
+
+namespace dal {
+
+int64_t first_nonfinite(const Rows& rows, const Call& call);
+
+void margin(const Rows& pool, const double* reward, double* out, const Call& call);
+
+void choice_probability(const double* margin, const double* rationality, int64_t n, double* out, const Call& call);
+void choice_weight(const double* margin, const double* rationality, int64_t n, double* out, const Call& call);
+
+// inverse_factor: W = L^-1, (d, d) row-major. conversations: null for all n, else `count` indices.
+void leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
+              const Call& call);
+
+// out (count, m) = log1p(w_ij h_i); rationality (m, C)
+void information_gain(const Rows& pool, const double* reward, const double* rationality, int64_t m, int64_t categories,
+                      const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
+                      const Call& call);
+
+// out (d, d) = ridge I + sum_t weight_t x_t x_t'
+void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call);
+
+void update_leverage(const Rows& pool, const double* direction, double coefficient, double* leverage, const Call& call);
+
+double bradley_terry_loss(const Rows& rows, const double* choice, const double* reward, const double* rationality,
+                          const double* sample_weight, double* gradient, double* rationality_gradient, const Call& call);
+
+// teacher -1 and weight 0 where none is available; available (m, C) or null
+void best_teacher(const double* margin, const int32_t* category, int64_t n, const double* rationality,
+                  const uint8_t* available, int64_t m, int64_t categories, int64_t* teacher, double* weight,
+                  const Call& call);
+
+}  // namespace dal

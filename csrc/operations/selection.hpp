@@ -1,0 +1,49 @@
+// Greedy D-optimal batches of (conversation, teacher) pairs, exact.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "operations/rows.hpp"
+#include "operations/threads.hpp"
+
+namespace dal {
+
+struct SelectionProblem {
+  Rows pool;
+  const double* reward = nullptr;          // (d)
+  const double* rationality = nullptr;     // (m, categories), not negative
+  int64_t m = 0, categories = 0;
+  const double* matrix = nullptr;          // M (d, d)
+  const double* factor = nullptr;          // L lower, M = L L'
+  const double* inverse_factor = nullptr;  // L^-1
+  const uint8_t* available = nullptr;      // (m, categories)
+  const int64_t* capacity = nullptr;       // (m), -1: no limit
+  const double* cost = nullptr;            // (m, categories) or null
+  const uint8_t* blocked = nullptr;        // (n) or null
+  int64_t exclude_count = 0;               // conversations with excluded pairs, ascending
+  const int64_t* exclude_conversation = nullptr;
+  const int64_t* exclude_offsets = nullptr;
+  const int64_t* exclude_teacher = nullptr;  // ascending within a conversation
+  const int64_t* candidate_offsets = nullptr;  // (n + 1) or null: all pairs
+  const int64_t* candidate_teacher = nullptr;
+  int64_t size = 0;
+  int64_t repeats = 1;
+  double optimism = 0;
+  bool dense = false;
+};
+
+struct Selection {
+  std::vector<int64_t> conversation, teacher;
+  std::vector<double> gain;
+  double best_possible = 0;  // sum of the `size` largest start-admissible w h at the final M; by cost with costs
+  double batch_total = 0;    // sum of w h over the picks at the final M
+  int64_t rows_streamed = 0, rows_rescored = 0, refreshes = 0, finalists = 0, refactorisations = 0;
+};
+
+// Throws std::overflow_error when a leverage is not finite, Interrupted's kin from the interrupt hook.
+Selection select_batch(const SelectionProblem& problem, const Call& call,
+                       const std::function<void(int64_t, int64_t)>& progress);
+
+}  // namespace dal

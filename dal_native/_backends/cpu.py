@@ -1,0 +1,135 @@
+"""The compiled backend: unwraps pools, hands arrays to the C++ kernels, computes nothing itself.
+
+The SIMD level is the highest this processor offers, or the one the environment variable DAL_NATIVE_SIMD names
+("generic", "avx2" or "avx512").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dal_native._dispatch import BackendConfigurationError
+
+try:
+    from dal_native import _kernels
+except ValueError as error:  # an impossible DAL_NATIVE_SIMD must not be passed over by "auto"
+    raise BackendConfigurationError(str(error)) from None
+
+from dal_native import _linalg
+
+if TYPE_CHECKING:
+    from dal_native.pool import Pool
+    from dal_native.selection import SelectionProblem
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def capabilities() -> dict[str, Any]:
+    """SIMD level in use, and those this processor offers."""
+    return {"simd": {"level": _kernels.simd_level, "available": _kernels.available_levels()}}
+
+
+def _view(pool: Pool) -> _kernels.PoolView:
+    return _kernels.PoolView(pool.rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets)
+
+
+def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:
+    return _kernels.first_nonfinite(rows, dtype_name, threads)
+
+
+def margin(pool: Pool, reward: Floats, out: Floats, threads: int) -> None:
+    _kernels.margin(_view(pool), reward, out, threads)
+
+
+def choice_probability(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
+    _kernels.choice_probability(margin, rationality, out, threads)
+
+
+def choice_weight(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
+    _kernels.choice_weight(margin, rationality, out, threads)
+
+
+def best_teacher(
+    margin: Floats,
+    category: NDArray[np.int32],
+    rationality: Floats,
+    available: NDArray[np.uint8],
+    out_teacher: Integers,
+    out_weight: Floats,
+    threads: int,
+) -> None:
+    _kernels.best_teacher(margin, category, rationality, available, out_teacher, out_weight, threads)
+
+
+def leverage(pool: Pool, factor: Floats, conversations: Integers | None, out: Floats, threads: int) -> None:
+    _kernels.leverage(_view(pool), _linalg.triangular_inverse(factor), conversations, out, threads)
+
+
+def information_gain(
+    pool: Pool,
+    reward: Floats,
+    rationality: Floats,
+    factor: Floats,
+    conversations: Integers | None,
+    out: Floats,
+    threads: int,
+) -> None:
+    inverse = _linalg.triangular_inverse(factor)
+    _kernels.information_gain(_view(pool), reward, rationality, inverse, conversations, out, threads)
+
+
+def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, threads: int) -> None:
+    _kernels.information_matrix(_view(pool), weight, ridge, out, threads)
+
+
+def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:
+    _kernels.update_leverage(_view(pool), direction, coefficient, out, threads)
+
+
+def bradley_terry_loss(
+    pool: Pool,
+    choice: Floats,
+    reward: Floats,
+    rationality: Floats,
+    sample_weight: Floats,
+    out_gradient: Floats,
+    out_rationality_gradient: Floats,
+    threads: int,
+) -> float:
+    return _kernels.bradley_terry_loss(
+        _view(pool), choice, reward, rationality, sample_weight, out_gradient, out_rationality_gradient, threads
+    )
+
+
+def select_batch(problem: SelectionProblem) -> dict[str, Any]:
+    factor = _linalg.cholesky(problem.matrix)
+    try:
+        return _kernels.select_batch(
+            _view(problem.pool),
+            problem.reward,
+            problem.rationality,
+            problem.matrix,
+            factor,
+            _linalg.triangular_inverse(factor),
+            problem.available,
+            problem.capacity,
+            problem.cost,
+            problem.blocked,
+            problem.exclude_conversation,
+            problem.exclude_offsets,
+            problem.exclude_teacher,
+            problem.candidate_offsets,
+            problem.candidate_teacher,
+            problem.size,
+            problem.repeats,
+            problem.optimism,
+            problem.method == "dense",
+            problem.threads,
+            problem.progress,
+        )
+    except OverflowError as error:
+        raise ValueError(f"{error}; expected smaller differences or a larger ridge") from None
