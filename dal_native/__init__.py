@@ -1,0 +1,51 @@
+"""Kernels of dual active learning: which conversation to ask, and whom, so that the reward is learned fastest.
+
+Arrays in, arrays out. Everything here needs numpy and scipy only; the learning layer is `dal_learn`.
+"""
+
+from dal_native._dispatch import (
+    BackendConfigurationError,
+    capabilities,
+    set_threads,
+    single_threaded_blas,
+    use_backend,
+)
+from dal_native.information import InformationMatrix
+from dal_native.operations import (
+    best_teacher,
+    bradley_terry_loss,
+    choice_probability,
+    choice_weight,
+    information_gain,
+    information_matrix,
+    leverage,
+    margin,
+    update_leverage,
+)
+from dal_native.pool import Pool
+from dal_native.selection import Batch, SelectionProblem, Selector, select_batch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendConfigurationError",
+    "Batch",
+    "InformationMatrix",
+    "Pool",
+    "SelectionProblem",
+    "Selector",
+    "best_teacher",
+    "bradley_terry_loss",
+    "capabilities",
+    "choice_probability",
+    "choice_weight",
+    "information_gain",
+    "information_matrix",
+    "leverage",
+    "margin",
+    "select_batch",
+    "set_threads",
+    "single_threaded_blas",
+    "update_leverage",
+    "use_backend",
+]

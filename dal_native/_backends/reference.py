@@ -1,0 +1,365 @@
+"""The executable specification: plain NumPy in float64, one equation a line, blocked over rows.
+
+Slow where it must be, right everywhere. BLAS runs at one thread, blocks have a fixed size and nothing depends on
+the argument ``threads``, so results have the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack, solve_triangular
+
+from dal_native._dispatch import single_threaded_blas
+from dal_native.pool import BLOCK_NUMBERS, Pool
+
+if TYPE_CHECKING:
+    from dal_native.selection import SelectionProblem
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher) wins.
+TIE = 1e-12
+#: How far a leverage kept by rank-one updates may have drifted, relative to its value at the batch's start.
+DRIFT = 1e-9
+
+
+def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:
+    """Index of the first row that holds NaN or infinity, or -1."""
+    step = max(1, BLOCK_NUMBERS // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        block = rows[start : start + step]
+        finite = (block & 0x7F80) != 0x7F80 if dtype_name == "bfloat16" else np.isfinite(block)
+        if not finite.all():
+            return start + int(np.argmin(finite.all(axis=1)))
+    return -1
+
+
+def margin(pool: Pool, reward: Floats, out: Floats, threads: int) -> None:
+    """u_i = x_i' theta."""
+    with single_threaded_blas():
+        for start, stop, x in pool.blocks():
+            out[start:stop] = x @ reward
+
+
+def choice_probability(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
+    """P(a1 preferred) = s(beta u) = 1 / (1 + exp(-beta u)), without overflow."""
+    t = rationality * margin
+    e = np.exp(-np.abs(t))  # in (0, 1]
+    np.divide(np.where(t >= 0, 1.0, e), 1.0 + e, out=out)
+
+
+def choice_weight(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
+    """w = beta^2 s(beta u) (1 - s(beta u)) = beta^2 e / (1 + e)^2 with e = exp(-|beta u|)."""
+    e = np.exp(-np.abs(rationality * margin))
+    np.multiply(np.square(rationality), e / np.square(1.0 + e), out=out)
+
+
+def _weights(margin: Floats, rationality: Floats, category: NDArray[np.int32]) -> Floats:
+    """Weight of every teacher for these conversations: (k, m)."""
+    w = np.empty((len(margin), rationality.shape[0]))
+    choice_weight(margin[:, None], rationality.T[category], w, 1)
+    return w
+
+
+def best_teacher(
+    margin: Floats,
+    category: NDArray[np.int32],
+    rationality: Floats,
+    available: NDArray[np.uint8],
+    out_teacher: Integers,
+    out_weight: Floats,
+    threads: int,
+) -> None:
+    """The available teacher with the largest weight (ties: the smallest index); -1 and 0.0 where there is none."""
+    step = max(1, BLOCK_NUMBERS // rationality.shape[0])
+    for start in range(0, len(margin), step):
+        part = slice(start, start + step)
+        w = np.where(available.T[category[part]] != 0, _weights(margin[part], rationality, category[part]), -1.0)
+        largest = w.max(axis=1)
+        teacher = np.argmax(w >= largest[:, None] - TIE * np.abs(largest)[:, None], axis=1)
+        out_teacher[part] = np.where(largest < 0, -1, teacher)
+        out_weight[part] = np.where(largest < 0, 0.0, w[np.arange(len(w)), teacher])
+
+
+def _leverage(x: Floats, factor: Floats) -> Floats:
+    """h = |L^-1 x|^2 for each row x, with M = L L'."""
+    y = solve_triangular(factor, x.T, lower=True, check_finite=False)
+    return np.asarray(np.einsum("ij,ij->j", y, y))
+
+
+def leverage(pool: Pool, factor: Floats, conversations: Integers | None, out: Floats, threads: int) -> None:
+    """h_i = x_i' M^-1 x_i = |L^-1 x_i|^2."""
+    with single_threaded_blas():
+        for start, stop, x in _blocks(pool, conversations):
+            out[start:stop] = _leverage(x, factor)
+
+
+def _blocks(pool: Pool, conversations: Integers | None) -> Any:
+    if conversations is None:
+        yield from pool.blocks()
+        return
+    step = max(1, BLOCK_NUMBERS // pool.d)
+    for start in range(0, len(conversations), step):
+        stop = min(start + step, len(conversations))
+        yield start, stop, pool.take(conversations[start:stop])
+
+
+def information_gain(
+    pool: Pool,
+    reward: Floats,
+    rationality: Floats,
+    factor: Floats,
+    conversations: Integers | None,
+    out: Floats,
+    threads: int,
+) -> None:
+    """gain(i, j) = log det(M + w_ij x_i x_i') - log det M = log1p(w_ij h_i)."""
+    with single_threaded_blas():
+        for start, stop, x in _blocks(pool, conversations):
+            index = np.arange(start, stop) if conversations is None else conversations[start:stop]
+            w = _weights(x @ reward, rationality, pool.category_of(index))
+            out[start:stop] = np.log1p(w * _leverage(x, factor)[:, None])
+
+
+def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, threads: int) -> None:
+    """M = ridge I + sum_i w_i x_i x_i'."""
+    out[:] = ridge * np.eye(pool.d)
+    with single_threaded_blas():
+        for start, stop, x in pool.blocks():
+            root = np.sqrt(weight[start:stop])[:, None] * x  # a product of a matrix with itself stays symmetric
+            out += root.T @ root
+
+
+def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:
+    """h_i <- max(0, h_i - coefficient (x_i' direction)^2)   (Sherman-Morrison)."""
+    with single_threaded_blas():
+        for start, stop, x in pool.blocks():
+            out[start:stop] = np.maximum(0.0, out[start:stop] - coefficient * np.square(x @ direction))
+
+
+def bradley_terry_loss(
+    pool: Pool,
+    choice: Floats,
+    reward: Floats,
+    rationality: Floats,
+    sample_weight: Floats,
+    out_gradient: Floats,
+    out_rationality_gradient: Floats,
+    threads: int,
+) -> float:
+    """sum_t v_t (-y log s(b_t u_t) - (1 - y) log s(-b_t u_t)), and its gradients in theta and in each b_t."""
+    loss = 0.0
+    out_gradient[:] = 0.0
+    with single_threaded_blas():
+        for start, stop, x in pool.blocks():
+            y, b, v = choice[start:stop], rationality[start:stop], sample_weight[start:stop]
+            u = x @ reward
+            t = b * u
+            log1pe = np.log1p(np.exp(-np.abs(t)))
+            loss += float(np.sum(v * (log1pe + y * np.maximum(-t, 0.0) + (1.0 - y) * np.maximum(t, 0.0))))
+            s = np.empty_like(t)
+            choice_probability(u, b, s, threads)
+            slope = v * (s - y)  # d loss / d t
+            out_gradient += (slope * b) @ x
+            out_rationality_gradient[start:stop] = slope * u
+    return loss
+
+
+# --------------------------------------------------------------------------------------------- selection
+
+
+def select_batch(problem: SelectionProblem) -> dict[str, Any]:
+    """Greedy D-optimal batch over every admissible pair.
+
+    Leverages follow the picks by rank-one updates; rows that could win within the drift of those updates are
+    evaluated anew, one by one, from a fresh factor of M, so that identical rows get identical bits.
+    """
+    with single_threaded_blas():
+        return _Greedy(problem).run()
+
+
+class _Greedy:
+    def __init__(self, problem: SelectionProblem) -> None:
+        self.problem = p = problem
+        n = len(p.pool)
+        self.category = p.pool.category_of(np.arange(n))
+        self.matrix = p.matrix.copy()
+        self.factor = _cholesky(self.matrix)
+        self.start_leverage = np.empty(n)
+        leverage(p.pool, self.factor, None, self.start_leverage, p.threads)
+        u = np.empty(n)
+        margin(p.pool, p.reward, u, p.threads)
+        for name, values in (("margin", u), ("leverage", self.start_leverage)):
+            if not np.isfinite(values).all():
+                bad = int(np.argmin(np.isfinite(values)))
+                raise ValueError(f"{name} of conversation {bad} is not finite; expected smaller differences or reward")
+        # optimism: |u| - k sd(u), with sd(u) = sqrt(h) frozen at the batch's start
+        self.margin = np.maximum(np.abs(u) - p.optimism * np.sqrt(self.start_leverage), 0.0)
+        self.leverage = self.start_leverage.copy()
+        self.capacity = p.capacity.copy()
+        self.asked: dict[int, list[int]] = {}
+        self.slope = np.full(n, -1.0)  # largest w / cost of an admissible pair; -1 where there is none
+        self.teacher = np.full(n, -1, np.int64)
+        self._refresh(np.arange(n))
+        self.rescored = 0
+
+    def run(self) -> dict[str, Any]:
+        p = self.problem
+        picks: list[tuple[int, int, float, float]] = []
+        while len(picks) < p.size:
+            pick = self._best()
+            if pick is None:
+                break
+            picks.append(pick)
+            self._take(*pick)
+            if p.progress is not None:
+                p.progress(len(picks), p.size)
+        i = np.array([k[0] for k in picks], np.int64)
+        j = np.array([k[1] for k in picks], np.int64)
+        w = np.array([k[2] for k in picks], np.float64)
+        total, batch_total = self._certificate(i, j, w)
+        n = len(p.pool)
+        return {
+            "conversation": i,
+            "teacher": j,
+            "gain": np.array([np.log1p(k[2] * k[3]) for k in picks], np.float64),
+            "objective_total": total,
+            "batch_total": batch_total,
+            "counters": {
+                "rows_streamed": n * (3 + len(picks)),
+                "rows_rescored": self.rescored,
+                "rows_refreshed": n * len(picks),
+                "stages": ["dense"],
+                "exhausted": len(picks) < p.size,
+            },
+        }
+
+    # -- pairs
+
+    def _pairs(self, rows: Integers) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Weight, cost and start-admissibility of every pair of these conversations: (k, m) each."""
+        p = self.problem
+        c = self.category[rows]
+        cost = np.ones((1, 1)) if p.cost is None else p.cost.T[c]
+        return _weights(self.margin[rows], p.rationality, c), cost, _admissible(p, rows, c)
+
+    def _open(self, rows: Integers, admissible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What is left of the admissible pairs: capacity, repeats and the pairs asked in this batch."""
+        admissible = admissible & (self.capacity != 0)
+        for k in np.flatnonzero(np.isin(rows, list(self.asked))):
+            asked = self.asked[int(rows[k])]
+            admissible[k, asked] = False
+            if len(asked) >= self.problem.repeats:
+                admissible[k] = False
+        return admissible
+
+    def _refresh(self, rows: Integers) -> None:
+        """The largest w / cost of the open pairs of these conversations, and its teacher."""
+        for part in self._parts(rows):
+            w, cost, admissible = self._pairs(part)
+            ratio = np.where(self._open(part, admissible), w / cost, -1.0)
+            self.teacher[part] = np.argmax(ratio, axis=1)
+            self.slope[part] = ratio.max(axis=1)
+
+    def _parts(self, rows: Integers) -> list[Integers]:
+        step = max(1, BLOCK_NUMBERS // self.problem.rationality.shape[0])
+        return [rows[k : k + step] for k in range(0, len(rows), step)]
+
+    def _objective(self, rows: Integers, h: Floats) -> Floats:
+        """w h, or log1p(w h) / cost, of every pair of these conversations; -1 where it is not open: (k, m)."""
+        w, cost, admissible = self._pairs(rows)
+        wh = w * h[:, None]
+        objective = wh if self.problem.cost is None else np.log1p(wh) / cost
+        return np.where(self._open(rows, admissible), objective, -1.0)
+
+    # -- one pick
+
+    def _best(self) -> tuple[int, int, float, float] | None:
+        open_rows = np.flatnonzero(self.slope >= 0)
+        if len(open_rows) == 0:
+            return None
+        if self.problem.cost is None:
+            approximate = self.slope[open_rows] * self.leverage[open_rows]
+        else:
+            parts = self._parts(open_rows)
+            approximate = np.concatenate([self._objective(k, self.leverage[k]).max(axis=1) for k in parts])
+        drift = DRIFT * (approximate + self.slope[open_rows] * self.start_leverage[open_rows])
+        finalists = open_rows[approximate + drift >= (approximate - drift).max()]
+        self.rescored += len(finalists)
+        h = np.array([self._row_leverage(int(i)) for i in finalists])
+        objective = np.concatenate([
+            self._objective(k, h[np.searchsorted(finalists, k)]) for k in self._parts(finalists)
+        ])
+        largest = objective.max()
+        row, j = divmod(int(np.argmax(objective >= largest - TIE * abs(largest))), objective.shape[1])
+        i = int(finalists[row])
+        return i, j, float(self._pairs(np.array([i]))[0][0, j]), float(h[row])
+
+    def _row_leverage(self, i: int) -> float:
+        """h_i by one triangular solve of one right-hand side: the same bits wherever the row stands."""
+        y, _ = lapack.dtrtrs(self.factor, self.problem.pool.take([i])[0], lower=1)
+        return float(np.sum(np.square(y)))
+
+    def _take(self, i: int, j: int, w: float, h: float) -> None:
+        x = self.problem.pool.take([i])[0]
+        direction = lapack.dpotrs(self.factor, x, lower=1)[0]
+        update_leverage(self.problem.pool, direction, w / (1.0 + w * h), self.leverage, self.problem.threads)
+        self.matrix += w * np.outer(x, x)
+        self.factor = _cholesky(self.matrix)
+        self.asked.setdefault(i, []).append(j)
+        self._refresh(np.array([i]))
+        if self.capacity[j] > 0:
+            self.capacity[j] -= 1
+            if self.capacity[j] == 0:
+                self._refresh(np.flatnonzero(self.teacher == j))
+
+    # -- the certificate
+
+    def _certificate(self, i: Integers, j: Integers, w: Floats) -> tuple[float, float]:
+        """T, the most that any batch could still be worth at the final M, and what this batch is worth there."""
+        p = self.problem
+        h = np.empty(len(p.pool))
+        leverage(p.pool, self.factor, None, h, p.threads)
+        batch_total = float(np.sum(w * h[i]))
+        if p.cost is not None:
+            spent = float(np.sum(p.cost[j, self.category[i]]))
+            return spent * max([0.0, *(float(k.max()) for k in self._start_values(h, 1))]), batch_total
+        largest = np.empty(0)
+        for part in self._start_values(h, p.repeats):
+            largest = np.sort(np.concatenate([largest, part[part >= 0]]))[::-1][: p.size]
+        return float(largest.sum()), batch_total
+
+    def _start_values(self, h: Floats, repeats: int) -> Any:
+        """The ``repeats`` largest w h (or w h / cost) of each conversation over pairs admissible at the start."""
+        for rows in self._parts(np.arange(len(h))):
+            w, cost, admissible = self._pairs(rows)
+            values = np.where(admissible, w * h[rows][:, None] / cost, -1.0)
+            yield np.sort(values, axis=1)[:, ::-1][:, :repeats].ravel()
+
+
+def _admissible(p: SelectionProblem, rows: Integers, category: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pairs of these conversations that the problem allows at the batch's start: (k, m)."""
+    allowed = p.available.T[category] != 0
+    if p.candidate_offsets is not None and p.candidate_teacher is not None:
+        listed = np.zeros_like(allowed)
+        for k, i in enumerate(rows):
+            listed[k, p.candidate_teacher[p.candidate_offsets[i] : p.candidate_offsets[i + 1]]] = True
+        allowed &= listed
+    if p.blocked is not None:
+        allowed[p.blocked[rows] != 0] = False
+    if p.exclude_conversation is not None and p.exclude_offsets is not None and p.exclude_teacher is not None:
+        for k in np.flatnonzero(np.isin(rows, p.exclude_conversation)):
+            at = int(np.searchsorted(p.exclude_conversation, rows[k]))
+            allowed[k, p.exclude_teacher[p.exclude_offsets[at] : p.exclude_offsets[at + 1]]] = False
+    return allowed
+
+
+def _cholesky(matrix: Floats) -> Floats:
+    factor, status = lapack.dpotrf(matrix, lower=1, clean=1)
+    if status != 0:
+        raise np.linalg.LinAlgError("information matrix is not positive definite")
+    return np.asarray(factor)

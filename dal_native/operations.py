@@ -1,0 +1,433 @@
+"""The public operations: validate, allocate, resolve the backend, call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dal_native import _dispatch, _validate
+from dal_native.information import as_factor, leverage_from_factor
+from dal_native.pool import as_pool
+
+Floats = NDArray[np.float64]
+
+
+def margin(pool: Any, reward: Any, *, backend: str = "auto", threads: int | None = None) -> Any:
+    """Margins u_i = x_i' theta: how much the reward prefers the second completion.
+
+    Parameters
+    ----------
+    pool : Pool or array_like, (n, d)
+    reward : array_like, (d,)
+        Reward parameter theta.
+    backend, threads
+        See `use_backend` and `set_threads`.
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+        Or a torch tensor where the pool was made of one.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape or dtype, or a margin that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.margin([[1.0, 2.0], [3.0, 4.0]], [1.0, -1.0])
+    array([-1., -1.])
+    """
+    pool = as_pool(pool)
+    theta = _validate.reward(reward, pool.d)
+    out = np.empty(len(pool))
+    _dispatch.find("margin", backend)(pool, theta, out, _dispatch.threads(threads))
+    _validate.finite_result(out, "margin")
+    return _validate.like_input(out, pool.is_torch)
+
+
+def _broadcast(margin: Any, rationality: Any) -> tuple[Floats, Floats, Floats]:
+    any_rank = tuple(range(33))
+    u = _validate.floats(margin, "margin", any_rank)
+    beta = _validate.floats(rationality, "rationality", any_rank)
+    if beta.size and float(np.abs(beta).max()) > _validate.LARGEST_RATIONALITY:
+        raise ValueError(f"rationality exceeds {_validate.LARGEST_RATIONALITY:g} in size")
+    try:
+        u_all, beta_all = np.broadcast_arrays(u, beta)
+    except ValueError:
+        raise ValueError(
+            f"margin {u.shape} and rationality {beta.shape} do not fit together; expected shapes that broadcast"
+        ) from None
+    return np.ascontiguousarray(u_all), np.ascontiguousarray(beta_all), np.empty(u_all.shape)
+
+
+def choice_probability(
+    margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None
+) -> Floats:
+    """Probability that a teacher prefers the second completion, s(beta u), s the logistic function.
+
+    Parameters
+    ----------
+    margin, rationality : array_like
+        u and beta, of shapes that broadcast. A negative rationality is an adversarial teacher.
+
+    Returns
+    -------
+    ndarray of float64
+        Of the broadcast shape, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For numbers that are not finite or shapes that do not broadcast.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.choice_probability([0.0, 1e6], 1.0)
+    array([0.5, 1. ])
+    """
+    u, beta, out = _broadcast(margin, rationality)
+    call = _dispatch.find("choice_probability", backend)
+    call(u.reshape(-1), beta.reshape(-1), out.reshape(-1), _dispatch.threads(threads))
+    return out
+
+
+def choice_weight(margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None) -> Floats:
+    """Fisher information of one answer, per unit of x x': w = beta^2 s(beta u) (1 - s(beta u)).
+
+    Parameters
+    ----------
+    margin, rationality : array_like
+        u and beta, of shapes that broadcast.
+
+    Returns
+    -------
+    ndarray of float64
+        Of the broadcast shape, in [0, beta^2 / 4].
+
+    Raises
+    ------
+    ValueError
+        For numbers that are not finite or shapes that do not broadcast.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.choice_weight([0.0, 0.0], [1.0, 2.0])
+    array([0.25, 1.  ])
+    """
+    u, beta, out = _broadcast(margin, rationality)
+    call = _dispatch.find("choice_weight", backend)
+    call(u.reshape(-1), beta.reshape(-1), out.reshape(-1), _dispatch.threads(threads))
+    return out
+
+
+def best_teacher(
+    margin: Any,
+    category: Any,
+    rationality: Any,
+    available: Any = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> tuple[NDArray[np.int64], Floats]:
+    """Which available teacher's answer is worth most on each conversation. It never depends on M.
+
+    The most rational teacher is not always the most informative: in t = |beta u| the weight t^2 s'(t) / u^2 peaks at
+    t = 2.39936 and falls on both sides.
+
+    Parameters
+    ----------
+    margin : array_like, (n,)
+        u_i.
+    category : array_like of int, (n,), or None
+        Category of each conversation; None is category 0 for all.
+    rationality : array_like, (m, C) or (m,)
+        Of each teacher in each category; teachers are ranked by the weight of its absolute value.
+    available : array_like of bool, (m, C) or (m,), optional
+        Which teacher may be asked in which category.
+
+    Returns
+    -------
+    teacher : ndarray of int64, (n,)
+        -1 where no teacher is available. Weights within 1e-12 of the largest are tied: the smallest index wins.
+    weight : ndarray of float64, (n,)
+        The weight of that teacher; 0.0 where there is none.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, categories that the rationality does not cover, or numbers that are not finite.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> teacher, weight = dn.best_teacher([0.0, 3.0], None, [1.0, 4.0])
+    >>> teacher
+    array([1, 0])
+    """
+    u = _validate.floats(margin, "margin", 1)
+    c = _validate.category(category, len(u))
+    beta = _validate.rationality(rationality, int(c.max()) + 1 if len(c) else 1)
+    open_to = _validate.available(available, *beta.shape)
+    teacher, weight = np.empty(len(u), np.int64), np.empty(len(u))
+    call = _dispatch.find("best_teacher", backend)
+    call(u, c, np.abs(beta), open_to, teacher, weight, _dispatch.threads(threads))
+    return teacher, weight
+
+
+def leverage(
+    pool: Any, M: Any, conversations: Any = None, *, backend: str = "auto", threads: int | None = None
+) -> Any:
+    """Leverages h_i = x_i' M^-1 x_i: how uncertain the reward is along each difference.
+
+    Parameters
+    ----------
+    pool : Pool or array_like, (n, d)
+    M : InformationMatrix or array_like, (d, d)
+        Symmetric, positive definite.
+    conversations : array_like of int, (k,), optional
+        Only these; all when absent.
+
+    Returns
+    -------
+    ndarray of float64, (n,) or (k,)
+        Or a torch tensor where the pool was made of one.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If M is not positive definite.
+    ValueError
+        For a wrong shape or dtype, an index out of range, or a leverage that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn, numpy as np
+    >>> dn.leverage([[1.0, 0.0], [3.0, 4.0]], 2.0 * np.eye(2))
+    array([ 0.5, 12.5])
+    """
+    pool = as_pool(pool)
+    return leverage_from_factor(pool, as_factor(M, pool.d), conversations, backend, threads)
+
+
+def information_gain(
+    pool: Any,
+    reward: Any,
+    rationality: Any,
+    M: Any,
+    conversations: Any = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Gain in log det M of asking each teacher about each conversation: log1p(w_ij h_i).
+
+    Parameters
+    ----------
+    pool : Pool or array_like, (n, d)
+    reward : array_like, (d,)
+    rationality : array_like, (m, C) or (m,)
+    M : InformationMatrix or array_like, (d, d)
+    conversations : array_like of int, (k,), optional
+        Only these; all when absent. The result has k m numbers: the caller's choice.
+
+    Returns
+    -------
+    ndarray of float64, (k, m)
+        Natural logarithm, without a factor one half. A torch tensor where the pool was made of one.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If M is not positive definite.
+    ValueError
+        For wrong shapes or dtypes, an index out of range, or a gain that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn, numpy as np
+    >>> np.exp(dn.information_gain([[1.0, 0.0]], [0.0, 0.0], [1.0, 2.0], np.eye(2))).round(6)
+    array([[1.25, 2.  ]])
+    """
+    pool = as_pool(pool)
+    theta = _validate.reward(reward, pool.d)
+    beta = np.abs(_validate.rationality(rationality, pool.n_categories))
+    factor = as_factor(M, pool.d)
+    index = _validate.conversations(conversations, len(pool))
+    out = np.empty((len(pool) if index is None else len(index), len(beta)))
+    call = _dispatch.find("information_gain", backend)
+    call(pool, theta, beta, factor, index, out, _dispatch.threads(threads))
+    _validate.finite_result(out, "information gain", index)
+    return _validate.like_input(out, pool.is_torch)
+
+
+def information_matrix(
+    differences: Any, weight: Any, ridge: float = 1.0, *, backend: str = "auto", threads: int | None = None
+) -> Floats:
+    """Information matrix M = ridge I + sum_i w_i x_i x_i'.
+
+    Parameters
+    ----------
+    differences : Pool or array_like, (n, d)
+    weight : array_like, (n,), or float
+        At least 0: `choice_weight` of each labelled pair.
+    ridge : float
+        At least 0; precision of the prior on theta.
+
+    Returns
+    -------
+    ndarray of float64, (d, d)
+        Symmetric.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, negative or infinite numbers, or a sum that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.information_matrix([[1.0, 1.0]], [2.0], ridge=1.0)
+    array([[3., 2.],
+           [2., 3.]])
+    """
+    pool = as_pool(differences)
+    w = _validate.floats(weight, "weight", (0, 1))
+    if w.ndim == 0:
+        w = np.full(len(pool), float(w))
+    _validate.length(w, len(pool), "weight", "conversation")
+    if len(w) and float(w.min()) < 0:
+        raise ValueError(f"weight is negative at {int(np.argmax(w < 0))} ({float(w.min()):g} at least); expected weights of at least 0")
+    out = np.empty((pool.d, pool.d))
+    ridge = _validate.number(ridge, "ridge", 0.0)
+    _dispatch.find("information_matrix", backend)(pool, w, ridge, out, _dispatch.threads(threads))
+    if not np.isfinite(out).all():
+        raise ValueError("the information matrix is not finite; expected smaller differences or weights")
+    return out
+
+
+def update_leverage(
+    leverage: Any,
+    pool: Any,
+    direction: Any,
+    coefficient: float,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Floats:
+    """Leverages after a rank-one update of M (Sherman-Morrison): h_i - coefficient (x_i' direction)^2, at least 0.
+
+    Parameters
+    ----------
+    leverage : array_like, (n,)
+        Before M <- M + w x x'. Unchanged; the result is new.
+    pool : Pool or array_like, (n, d)
+    direction : array_like, (d,)
+        M^-1 x, of the old M.
+    coefficient : float
+        w / (1 + w x' M^-1 x), at least 0.
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes or numbers that are not finite.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.update_leverage([1.0, 1.0], [[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0], 0.5)
+    array([0.5, 1. ])
+    """
+    pool = as_pool(pool)
+    out = _validate.floats(leverage, "leverage", 1).copy()
+    _validate.length(out, len(pool), "leverage", "conversation")
+    v = _validate.floats(direction, "direction", 1)
+    _validate.length(v, pool.d, "direction", "feature")
+    c = _validate.number(coefficient, "coefficient", 0.0)
+    _dispatch.find("update_leverage", backend)(pool, v, c, out, _dispatch.threads(threads))
+    _validate.finite_result(out, "updated leverage")
+    return out
+
+
+def bradley_terry_loss(
+    differences: Any,
+    choice: Any,
+    reward: Any,
+    rationality: Any,
+    sample_weight: Any = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> tuple[float, Floats, Floats]:
+    """Negative log likelihood of answers under the Bradley-Terry model, and its gradients. No prior.
+
+    loss = sum_t v_t (-y_t log s(b_t u_t) - (1 - y_t) log s(-b_t u_t)), u_t = x_t' theta.
+
+    Parameters
+    ----------
+    differences : Pool or array_like, (T, d)
+        One row per label.
+    choice : array_like, (T,)
+        y in [0, 1]: 1 where the second completion was preferred, 0.5 for a tie.
+    reward : array_like, (d,)
+        theta.
+    rationality : array_like, (T,), or float
+        b_t of the label's teacher in the label's category.
+    sample_weight : array_like, (T,), optional
+        v_t of at least 0; 1 when absent.
+
+    Returns
+    -------
+    loss : float
+        In nats.
+    gradient : ndarray of float64, (d,)
+        In theta.
+    rationality_gradient : ndarray of float64, (T,)
+        d loss / d b_t.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, choices outside [0, 1], negative weights, or a loss that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> loss, gradient, _ = dn.bradley_terry_loss([[2.0]], [1.0], [0.0], 1.0)
+    >>> round(loss, 6), gradient
+    (0.693147, array([-1.]))
+    """
+    pool = as_pool(differences)
+    n = len(pool)
+    y = _validate.floats(choice, "choice", 1)
+    _validate.length(y, n, "choice", "label")
+    if n and (float(y.min()) < 0 or float(y.max()) > 1):
+        raise ValueError(f"choice is outside [0, 1] at {int(np.argmax((y < 0) | (y > 1)))}; expected 0, 1 or between")
+    theta = _validate.reward(reward, pool.d)
+    b = _per_label(rationality, n, "rationality")
+    v = np.ones(n) if sample_weight is None else _per_label(sample_weight, n, "sample_weight")
+    if n and float(v.min()) < 0:
+        raise ValueError(f"sample_weight is negative at {int(np.argmax(v < 0))}; expected weights of at least 0")
+    gradient, rationality_gradient = np.empty(pool.d), np.empty(n)
+    call = _dispatch.find("bradley_terry_loss", backend)
+    loss = float(call(pool, y, theta, b, v, gradient, rationality_gradient, _dispatch.threads(threads)))
+    if not (np.isfinite(loss) and np.isfinite(gradient).all() and np.isfinite(rationality_gradient).all()):
+        raise ValueError("the loss or its gradient is not finite; expected smaller differences or parameters")
+    return loss, gradient, rationality_gradient
+
+
+def _per_label(values: Any, n: int, name: str) -> Floats:
+    a = _validate.floats(values, name, (0, 1))
+    if a.ndim == 0:
+        return np.full(n, float(a))
+    _validate.length(a, n, name, "label")
+    return a
