@@ -1,0 +1,479 @@
+// Kernels and drivers against plain loops, without Python, to be run under sanitizers. Buffers have exactly the size
+// that an argument needs, so that a read or write past the end is seen. Usage: test_kernels; DAL_NATIVE_SIMD picks the
+// level.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "formulas.hpp"
+#include "operations/levels.hpp"
+#include "operations/operations.hpp"
+#include "operations/selection.hpp"
+#include "operations/teachers.hpp"
+#include "operations/threads.hpp"
+
+namespace {
+
+using namespace dal;
+
+int passed = 0, failed = 0;
+std::string current;
+
+void check(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::printf("FAILED %s: %s\n", current.c_str(), what.c_str());
+}
+
+bool close(double a, double b, double relative) {
+  return a == b || std::fabs(a - b) <= relative * std::max({1.0, std::fabs(a), std::fabs(b)});
+}
+
+std::mt19937_64 random_bits(7);
+double normal() { return std::normal_distribution<double>()(random_bits); }
+int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(random_bits); }
+std::vector<double> normals(int64_t n) {
+  std::vector<double> v(static_cast<size_t>(n));
+  for (double& x : v) x = normal();
+  return v;
+}
+
+// A float's 16-bit form by truncation (bf16) or by search over all halves is overkill: any bits are valid data.
+float half_value(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  return static_cast<float>(bits & 0x8000 ? -magnitude : magnitude);
+}
+float brain_value(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float f;
+  std::memcpy(&f, &wide, sizeof(f));
+  return f;
+}
+
+// Rows in one storage type and the same values as doubles.
+struct Stored {
+  std::vector<char> bytes;
+  std::vector<double> values;
+  Storage storage;
+
+  Stored(int64_t count, Storage s) : bytes(static_cast<size_t>(count * storage_bytes(s))), storage(s) {
+    for (int64_t k = 0; k < count; ++k) {
+      const double x = normal();
+      char* at = bytes.data() + k * storage_bytes(s);
+      if (s == Storage::f64) {
+        std::memcpy(at, &x, 8);
+        values.push_back(x);
+      } else if (s == Storage::f32) {
+        const float f = static_cast<float>(x);
+        std::memcpy(at, &f, 4);
+        values.push_back(f);
+      } else {
+        // Finite bits of either 16-bit type, of moderate size.
+        const auto bits = static_cast<uint16_t>((below(2) << 15) | (s == Storage::f16 ? below(0x4400) : 0x3e00 + below(0x0200)));
+        std::memcpy(at, &bits, 2);
+        values.push_back(s == Storage::f16 ? half_value(bits) : brain_value(bits));
+      }
+    }
+  }
+};
+
+const Storage kStorages[] = {Storage::f64, Storage::f32, Storage::f16, Storage::bf16};
+const int64_t kSizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 130};
+
+std::vector<double> positive_definite(int64_t d, double ridge) {
+  const std::vector<double> a = normals(d * (d + 3));
+  std::vector<double> m(static_cast<size_t>(d * d), 0.0);
+  for (int64_t t = 0; t < d + 3; ++t)
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j) m[static_cast<size_t>(i * d + j)] += a[static_cast<size_t>(t * d + i)] * a[static_cast<size_t>(t * d + j)] / static_cast<double>(d);
+  for (int64_t i = 0; i < d; ++i) m[static_cast<size_t>(i * d + i)] += ridge;
+  return m;
+}
+
+std::vector<double> cholesky(const std::vector<double>& m, int64_t d) {
+  std::vector<double> l(m.size(), 0.0);
+  for (int64_t i = 0; i < d; ++i)
+    for (int64_t j = 0; j <= i; ++j) {
+      double sum = m[static_cast<size_t>(i * d + j)];
+      for (int64_t k = 0; k < j; ++k) sum -= l[static_cast<size_t>(i * d + k)] * l[static_cast<size_t>(j * d + k)];
+      l[static_cast<size_t>(i * d + j)] = i == j ? std::sqrt(sum) : sum / l[static_cast<size_t>(j * d + j)];
+    }
+  return l;
+}
+
+std::vector<double> inverse_lower(const std::vector<double>& l, int64_t d) {
+  std::vector<double> w(l.size(), 0.0);
+  for (int64_t c = 0; c < d; ++c)
+    for (int64_t i = c; i < d; ++i) {
+      double sum = i == c ? 1.0 : 0.0;
+      for (int64_t k = c; k < i; ++k) sum -= l[static_cast<size_t>(i * d + k)] * w[static_cast<size_t>(k * d + c)];
+      w[static_cast<size_t>(i * d + c)] = sum / l[static_cast<size_t>(i * d + i)];
+    }
+  return w;
+}
+
+double square_of(const std::vector<double>& w, const double* x, int64_t d) {
+  double total = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    double y = 0;
+    for (int64_t j = 0; j <= k; ++j) y += w[static_cast<size_t>(k * d + j)] * x[j];
+    total += y * y;
+  }
+  return total;
+}
+
+void conversions() {
+  current = "conversions";
+  std::vector<uint16_t> all(65536);
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<double> wide(all.size());
+  std::vector<float> narrow(all.size());
+  for (Storage s : {Storage::f16, Storage::bf16}) {
+    kernels().to_double(all.data(), s, 65536, wide.data());
+    kernels().to_float(all.data(), s, 65536, narrow.data());
+    bool same = true;
+    for (int bits = 0; bits < 65536; ++bits) {
+      const bool finite = s == Storage::f16 ? (bits >> 10 & 31) != 31 : (bits >> 7 & 255) != 255;
+      if (!finite) continue;
+      const float expected = s == Storage::f16 ? half_value(static_cast<uint16_t>(bits)) : brain_value(static_cast<uint16_t>(bits));
+      same = same && wide[static_cast<size_t>(bits)] == expected && narrow[static_cast<size_t>(bits)] == expected;
+    }
+    check(same, "every finite 16-bit value");
+  }
+  for (int64_t n : kSizes)
+    for (Storage s : kStorages) {
+      const Stored rows(n, s);
+      std::vector<double> out(static_cast<size_t>(n));
+      kernels().to_double(rows.bytes.data(), s, n, out.data());
+      check(out == rows.values, "to_double, n = " + std::to_string(n));
+    }
+}
+
+void row_passes() {
+  current = "rows";
+  for (int64_t d : kSizes)
+    for (Storage s : kStorages) {
+      const int64_t n = 5;
+      const Stored rows(n * d, s);
+      const std::vector<double> theta = normals(d);
+      std::vector<double> u(static_cast<size_t>(n)), q(u), h(static_cast<size_t>(n), 1e3);
+      kernels().margin(rows.bytes.data(), s, n, d, theta.data(), u.data(), q.data());
+      kernels().update_leverage(rows.bytes.data(), s, n, d, theta.data(), 0.5, h.data());
+      for (int64_t i = 0; i < n; ++i) {
+        double eu = 0, eq = 0;
+        for (int64_t k = 0; k < d; ++k) {
+          eu += rows.values[static_cast<size_t>(i * d + k)] * theta[static_cast<size_t>(k)];
+          eq += rows.values[static_cast<size_t>(i * d + k)] * rows.values[static_cast<size_t>(i * d + k)];
+        }
+        check(close(u[static_cast<size_t>(i)], eu, 1e-12) && close(q[static_cast<size_t>(i)], eq, 1e-12), "margin");
+        check(close(h[static_cast<size_t>(i)], std::max(0.0, 1e3 - 0.5 * eu * eu), 1e-11), "update_leverage");
+      }
+      Rows view;
+      view.rows = rows.bytes.data();
+      view.storage = s;
+      view.n = n;
+      view.d = d;
+      const Call two{2, nullptr};
+      check(first_nonfinite(view, two) == -1, "finite rows");
+      for (int64_t at : {int64_t{0}, n * d / 2, n * d - 1}) {
+        Stored broken = rows;
+        const uint64_t infinity[] = {0x7ff0000000000000u, 0x7f800000u, 0x7c00u, 0x7f80u};
+        std::memcpy(broken.bytes.data() + at * storage_bytes(s), &infinity[static_cast<int>(s)], static_cast<size_t>(storage_bytes(s)));
+        view.rows = broken.bytes.data();
+        check(first_nonfinite(view, two) == at / d, "infinity found");
+      }
+    }
+}
+
+void whitening() {
+  current = "leverage";
+  for (int64_t d : kSizes) {
+    const std::vector<double> w = inverse_lower(cholesky(positive_definite(d, 0.5), d), d);
+    for (int64_t n : {1, 13, 14, 15, 57}) {
+      for (Storage s : kStorages) {
+        const Stored stored(n * d, s);
+        std::vector<int32_t> category(static_cast<size_t>(n), 0);
+        Rows view;
+        view.rows = stored.bytes.data();
+        view.storage = s;
+        view.n = n;
+        view.d = d;
+        view.category = category.data();
+        std::vector<double> h(static_cast<size_t>(n));
+        leverage(view, w.data(), nullptr, n, h.data(), Call{3, nullptr});
+        bool ok = true;
+        for (int64_t i = 0; i < n; ++i) ok = ok && close(h[static_cast<size_t>(i)], square_of(w, stored.values.data() + i * d, d), 1e-11);
+        check(ok, "d = " + std::to_string(d));
+      }
+      const KernelTable& k = kernels();
+      std::vector<float> packed(static_cast<size_t>(k.packed_factor_size(d, true)));
+      std::vector<float> tiles(static_cast<size_t>(k.packed_rows_size(n, d, true)));
+      k.pack_factor_float(w.data(), d, 1.0, packed.data());
+      const Stored stored(n * d, Storage::f32);
+      std::vector<double> square(static_cast<size_t>(n));
+      std::vector<float> rows(static_cast<size_t>(n * d));
+      std::memcpy(rows.data(), stored.bytes.data(), stored.bytes.size());
+      k.whitened_squares_float(rows.data(), n, d, packed.data(), tiles.data(), square.data());
+      bool ok = true;
+      for (int64_t i = 0; i < n; ++i) ok = ok && close(square[static_cast<size_t>(i)], square_of(w, stored.values.data() + i * d, d), 1e-4);
+      check(ok, "single, d = " + std::to_string(d));
+    }
+  }
+}
+
+void matrices_and_losses() {
+  current = "information_matrix, bradley_terry";
+  for (int64_t d : kSizes)
+    for (int64_t n : {0, 1, 255, 257, 600}) {
+      const Storage s = kStorages[below(4)];
+      const Stored rows(n * d, s);
+      std::vector<double> weight = normals(n), choice(static_cast<size_t>(n)), beta = normals(n);
+      for (double& w : weight) w = std::fabs(w);
+      for (double& y : choice) y = 0.5 * static_cast<double>(below(3));
+      Rows view;
+      view.rows = rows.bytes.data();
+      view.storage = s;
+      view.n = n;
+      view.d = d;
+      std::vector<double> m(static_cast<size_t>(d * d)), again(m);
+      information_matrix(view, weight.data(), 0.25, m.data(), Call{1, nullptr});
+      information_matrix(view, weight.data(), 0.25, again.data(), Call{3, nullptr});
+      check(m == again, "same bits for one and three threads");
+      const std::vector<double> theta = normals(d);
+      std::vector<double> g(static_cast<size_t>(d)), eg(static_cast<size_t>(d), 0.0), gb(static_cast<size_t>(n));
+      const double loss = bradley_terry_loss(view, choice.data(), theta.data(), beta.data(), weight.data(), g.data(), gb.data(), Call{2, nullptr});
+      double expected = 0;
+      bool ok = true;
+      std::vector<double> em(static_cast<size_t>(d * d), 0.0);
+      for (int64_t t = 0; t < n; ++t) {
+        const double* x = rows.values.data() + t * d;
+        const auto at = static_cast<size_t>(t);
+        double u = 0;
+        for (int64_t k = 0; k < d; ++k) u += x[k] * theta[static_cast<size_t>(k)];
+        const double b = beta[at], y = choice[at], v = weight[at];
+        expected += v * (y * logistic_loss(b * u) + (1 - y) * logistic_loss(-b * u));
+        const double r = v * (logistic(b * u) - y);
+        ok = ok && close(gb[at], r * u, 1e-9);
+        for (int64_t i = 0; i < d; ++i) {
+          eg[static_cast<size_t>(i)] += r * b * x[i];
+          for (int64_t j = 0; j < d; ++j) em[static_cast<size_t>(i * d + j)] += v * x[i] * x[j];
+        }
+      }
+      for (int64_t i = 0; i < d; ++i) em[static_cast<size_t>(i * d + i)] += 0.25;
+      for (size_t k = 0; k < em.size(); ++k) ok = ok && close(m[k], em[k], 1e-10);
+      for (size_t k = 0; k < eg.size(); ++k) ok = ok && close(g[k], eg[k], 1e-9);
+      check(ok && close(loss, expected, 1e-10), "n = " + std::to_string(n) + ", d = " + std::to_string(d));
+    }
+}
+
+void teachers() {
+  current = "teachers";
+  for (int round = 0; round < 300; ++round) {
+    const int64_t m = 1 + below(12), categories = 1 + below(3);
+    std::vector<double> beta = normals(m * categories);
+    for (double& b : beta) b = below(4) == 0 ? 1.0 : below(5) == 0 ? 0.0 : std::exp(b);
+    std::vector<uint8_t> open(beta.size());
+    for (uint8_t& o : open) o = below(3) > 0;
+    const TeacherTable table(beta.data(), open.data(), nullptr, m, categories);
+    for (double u : {0.0, 1e-300, 0.1, 1.0, 5.0, -3.0, 40.0, 1e6})
+      for (int32_t c = 0; c < categories; ++c) {
+        double largest = -1;
+        for (int64_t j = 0; j < m; ++j)
+          if (open[static_cast<size_t>(j * categories + c)]) largest = std::max(largest, choice_weight(u, beta[static_cast<size_t>(j * categories + c)]));
+        int64_t teacher = -1;
+        for (int64_t j = m; j-- > 0;)
+          if (open[static_cast<size_t>(j * categories + c)] && choice_weight(u, beta[static_cast<size_t>(j * categories + c)]) >= largest * (1 - kTie)) teacher = j;
+        const TeacherTable::Best best = table.best(u, c);
+        check(best.teacher == teacher && close(best.weight, std::max(largest, 0.0), 1e-14), "best teacher");
+      }
+  }
+}
+
+// The definition: every admissible pair anew at every pick, leverage by a fresh factor.
+void selection() {
+  current = "selection";
+  for (int round = 0; round < 60; ++round) {
+    const bool pairs = round % 3 == 2;
+    const int64_t d = 1 + below(20), m = 1 + below(8), categories = 1 + below(3), size = below(12);
+    const Storage s = kStorages[below(4)];
+    std::vector<int64_t> prompt_offsets = {0}, pair_offsets = {0};
+    int64_t stored_rows = 1 + below(90), n = stored_rows;
+    if (pairs) {
+      stored_rows = n = 0;
+      for (int64_t p = 0, prompts = 1 + below(12); p < prompts; ++p) {
+        const int64_t k = 1 + below(6);
+        stored_rows += k;
+        n += k * (k - 1) / 2;
+        prompt_offsets.push_back(stored_rows);
+        pair_offsets.push_back(n);
+      }
+    }
+    const Stored rows(stored_rows * d, s);
+    const auto groups = static_cast<int64_t>(pairs ? prompt_offsets.size() - 1 : static_cast<size_t>(n));
+    std::vector<int32_t> category(static_cast<size_t>(groups));
+    for (int32_t& c : category) c = static_cast<int32_t>(below(categories));
+    const std::vector<double> theta = normals(d), matrix = positive_definite(d, 0.3);
+    const std::vector<double> factor = cholesky(matrix, d), inverse = inverse_lower(factor, d);
+    std::vector<double> beta = normals(m * categories), cost(beta.size());
+    for (double& b : beta) b = std::exp(b);
+    for (double& c : cost) c = std::exp(normal());
+    std::vector<uint8_t> open(beta.size());
+    for (uint8_t& o : open) o = below(5) > 0;
+    std::vector<int64_t> capacity(static_cast<size_t>(m));
+    for (int64_t& c : capacity) c = below(2) ? -1 : below(4);
+    SelectionProblem p;
+    p.pool.rows = rows.bytes.data();
+    p.pool.storage = s;
+    p.pool.n = n;
+    p.pool.d = d;
+    p.pool.category = category.data();
+    if (pairs) {
+      p.pool.prompt_offsets = prompt_offsets.data();
+      p.pool.pair_offsets = pair_offsets.data();
+      p.pool.prompts = groups;
+    }
+    p.reward = theta.data();
+    p.rationality = beta.data();
+    p.m = m;
+    p.categories = categories;
+    p.matrix = matrix.data();
+    p.factor = factor.data();
+    p.inverse_factor = inverse.data();
+    p.available = open.data();
+    p.capacity = capacity.data();
+    p.cost = below(3) == 0 ? cost.data() : nullptr;
+    p.size = size;
+    p.repeats = 1 + below(3);
+    const Selection lazy = select_batch(p, Call{1 + static_cast<int>(below(4)), nullptr}, nullptr);
+    p.dense = true;
+    const Selection dense = select_batch(p, Call{2, nullptr}, nullptr);
+    check(lazy.conversation == dense.conversation && lazy.teacher == dense.teacher && lazy.gain == dense.gain, "lazy equals dense");
+    check(close(lazy.best_possible, dense.best_possible, 1e-9), "certificates agree");
+
+    std::vector<double> now = matrix;
+    std::vector<int64_t> left = capacity, asked(static_cast<size_t>(n), 0);
+    std::vector<std::vector<bool>> done(static_cast<size_t>(n), std::vector<bool>(static_cast<size_t>(m)));
+    std::vector<double> difference(static_cast<size_t>(n * d));
+    int64_t row = 0;
+    if (!pairs) difference = rows.values;
+    for (size_t q = 0; pairs && q + 1 < prompt_offsets.size(); ++q)
+      for (int64_t a = prompt_offsets[q]; a < prompt_offsets[q + 1]; ++a)
+        for (int64_t b = a + 1; b < prompt_offsets[q + 1]; ++b, ++row)
+          for (int64_t k = 0; k < d; ++k) difference[static_cast<size_t>(row * d + k)] = rows.values[static_cast<size_t>(b * d + k)] - rows.values[static_cast<size_t>(a * d + k)];
+    for (int64_t step = 0; step <= static_cast<int64_t>(lazy.conversation.size()) && step < size; ++step) {
+      const std::vector<double> w = inverse_lower(cholesky(now, d), d);
+      double best = -1;
+      int64_t bi = -1, bj = -1;
+      double bw = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        if (asked[static_cast<size_t>(i)] >= p.repeats) continue;
+        const double* x = difference.data() + i * d;
+        const double h = square_of(w, x, d);
+        double u = 0;
+        for (int64_t k = 0; k < d; ++k) u += x[k] * theta[static_cast<size_t>(k)];
+        const int32_t c = p.pool.category_of(i);
+        for (int64_t j = 0; j < m; ++j) {
+          const auto at = static_cast<size_t>(j * categories + c);
+          if (!open[at] || left[static_cast<size_t>(j)] == 0 || done[static_cast<size_t>(i)][static_cast<size_t>(j)]) continue;
+          const double weight = choice_weight(u, beta[at]);
+          const double value = p.cost ? std::log1p(weight * h) / cost[at] : weight * h;
+          if (value > best * (1 + 1e-10)) {
+            best = value;
+            bi = i;
+            bj = j;
+            bw = weight;
+          }
+        }
+      }
+      if (bi < 0) {
+        check(step == static_cast<int64_t>(lazy.conversation.size()), "nothing left");
+        break;
+      }
+      if (step == static_cast<int64_t>(lazy.conversation.size())) {
+        check(false, "stopped early");
+        break;
+      }
+      const auto at = static_cast<size_t>(step);
+      check(lazy.conversation[at] == bi && lazy.teacher[at] == bj, "the pick of the definition");
+      if (lazy.conversation[at] != bi || lazy.teacher[at] != bj) break;
+      ++asked[static_cast<size_t>(bi)];
+      done[static_cast<size_t>(bi)][static_cast<size_t>(bj)] = true;
+      if (left[static_cast<size_t>(bj)] > 0) --left[static_cast<size_t>(bj)];
+      const double* x = difference.data() + bi * d;
+      for (int64_t r = 0; r < d; ++r)
+        for (int64_t k = 0; k < d; ++k) now[static_cast<size_t>(r * d + k)] += bw * x[r] * x[k];
+    }
+  }
+}
+
+struct StopSoon final : Interrupt {
+  void poll() override { throw std::runtime_error("stop"); }
+};
+
+void threads() {
+  current = "threads";
+  for (int count : {1, 2, 7, 16}) {
+    std::vector<std::atomic<int>> seen(1000);
+    parallel_for(1000, Call{count, nullptr}, [&](int64_t chunk, int worker) {
+      if (worker < 0 || worker >= count) std::abort();
+      ++seen[static_cast<size_t>(chunk)];
+    });
+    check(std::all_of(seen.begin(), seen.end(), [](const auto& s) { return s == 1; }), "every chunk once");
+  }
+  bool thrown = false;
+  try {
+    parallel_for(100, Call{4, nullptr}, [](int64_t chunk, int) {
+      if (chunk == 50) throw std::runtime_error("body");
+    });
+  } catch (const std::runtime_error&) {
+    thrown = true;
+  }
+  check(thrown, "an exception of a body reaches the caller");
+  StopSoon stop;
+  thrown = false;
+  try {
+    parallel_for(1000, Call{3, &stop}, [](int64_t, int) { usleep(200); });
+  } catch (const std::runtime_error&) {
+    thrown = true;
+  }
+  check(thrown, "the interrupt hook stops a call");
+  std::atomic<int> inner{0};
+  parallel_for(8, Call{4, nullptr}, [&](int64_t, int) { parallel_for(8, Call{4, nullptr}, [&](int64_t, int) { ++inner; }); });
+  check(inner == 64, "nested calls finish");
+#if !defined(__SANITIZE_THREAD__)
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<int> total{0};
+    parallel_for(64, Call{4, nullptr}, [&](int64_t, int) { ++total; });
+    _exit(total == 64 ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "works in a forked child");
+#endif
+}
+
+}  // namespace
+
+int main() {
+  std::printf("level %s\n", kernels().name);
+  conversions();
+  row_passes();
+  whitening();
+  matrices_and_losses();
+  teachers();
+  selection();
+  threads();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed ? 1 : 0;
+}
