@@ -1,4 +1,4 @@
-"""Kernels of dual active learning: which conversation to ask, and whom, so that the reward is learned fastest.
+"""Kernels of dual active learning: whom to ask about which conversation, to learn the reward fastest.
 
 Arrays in, arrays out. Everything here needs numpy and scipy only; the learning layer is `dal_learn`.
 """

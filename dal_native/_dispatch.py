@@ -12,7 +12,8 @@ from typing import Any
 
 from dal_native import _validate
 
-#: The order in which "auto" asks. To register a backend, add its name here and a module of that name in _backends.
+#: The order in which "auto" asks. To register a backend, add its name here and a module of that name in
+#: _backends.
 AUTO = ("cpu", "reference")
 #: Names kept for backends that this version does not have.
 RESERVED = ("numba", "cuda")
@@ -42,7 +43,9 @@ def _named(name: object, source: str) -> str:
     if name == "auto" or name in AUTO:
         return str(name)
     if name in RESERVED:
-        raise BackendConfigurationError(f"{source} is {name!r}, which this version does not have; expected {_choices()}")
+        raise BackendConfigurationError(
+            f"{source} is {name!r}, which this version does not have; expected {_choices()}"
+        )
     raise BackendConfigurationError(f"{source} is {name!r}; expected {_choices()}")
 
 
@@ -60,7 +63,8 @@ def chosen_backend() -> str:
 def find(operation: str, backend: str | None = "auto") -> Callable[..., Any]:
     """The function of that name in the backend asked for.
 
-    Only "auto" passes over a backend that cannot be imported or lacks the operation; one that is named raises.
+    Only "auto" passes over a backend that cannot be imported or lacks the operation; one that is named
+    raises.
     """
     name = _named("auto" if backend is None else backend, "backend")
     if name == "auto":
@@ -71,7 +75,9 @@ def find(operation: str, backend: str | None = "auto") -> Callable[..., Any]:
         except ImportError as error:
             raise BackendConfigurationError(f"backend {name!r} is not available: {error}") from error
         if found is None:
-            raise BackendConfigurationError(f"backend {name!r} has no operation {operation!r}; expected 'auto'")
+            raise BackendConfigurationError(
+                f"backend {name!r} has no operation {operation!r}; expected 'auto'"
+            )
         return found  # type: ignore[no-any-return]
     for candidate in AUTO:
         try:
@@ -83,7 +89,7 @@ def find(operation: str, backend: str | None = "auto") -> Callable[..., Any]:
     raise BackendConfigurationError(f"no backend has the operation {operation!r}")
 
 
-class use_backend:  # noqa: N801 - reads as a function, and as a context manager
+class use_backend:
     """Choose the backend for the whole process, at once; as a context manager, until the block ends.
 
     Parameters
@@ -128,8 +134,8 @@ class use_backend:  # noqa: N801 - reads as a function, and as a context manager
 def set_threads(threads: int | None) -> None:
     """Set how many threads operations use from now on; None returns to the environment's choice.
 
-    The order of precedence is: the argument ``threads``, `set_threads`, DAL_NATIVE_NUM_THREADS, OMP_NUM_THREADS,
-    the CPUs this process may run on. Results have the same bits for any number.
+    The order of precedence is: the argument ``threads``, `set_threads`, DAL_NATIVE_NUM_THREADS,
+    OMP_NUM_THREADS, the CPUs this process may run on. Results have the same bits for any number.
 
     Examples
     --------
@@ -174,8 +180,9 @@ def capabilities() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version``; ``backends``: name -> {"available", "reason"}; ``auto``: the backend in force; ``threads``;
-        ``cpus``; ``simd``: level in use and levels present (None without the compiled backend); ``cuda``.
+        ``version``; ``backends``: name -> {"available", "reason"}; ``auto``: the backend in force;
+        ``threads``; ``cpus``; ``simd``: level in use and levels present (None without the compiled backend);
+        ``cuda``.
 
     Examples
     --------
@@ -227,7 +234,8 @@ class _BlasGuard:
         with self._lock:
             if self._inside == 0:
                 if self._controller is None:  # finding the libraries takes milliseconds: once
-                    import scipy.linalg.cython_blas  # noqa: F401 - SciPy's own BLAS must be loaded to be found
+                    # SciPy's own BLAS must be loaded to be found
+                    import scipy.linalg.cython_blas  # noqa: F401
                     from threadpoolctl import ThreadpoolController
 
                     self._controller = ThreadpoolController()
@@ -236,7 +244,8 @@ class _BlasGuard:
 
     def leave(self) -> None:
         with self._lock:
-            self._inside = max(0, self._inside - 1)  # a child forked inside the block starts again from 0
+            # a child forked inside the block starts again from 0
+            self._inside = max(0, self._inside - 1)
             if self._inside == 0 and self._limiter is not None:
                 self._limiter.restore_original_limits()
                 self._limiter = None

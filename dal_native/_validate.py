@@ -1,4 +1,4 @@
-"""Every argument enters through one of these functions: one kind of argument, one function, one sentence of refusal."""
+"""Every argument enters here: one kind of argument, one function, one sentence of refusal."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def rows(values: Any, name: str) -> tuple[NDArray[Any], str]:
 
 
 def floats(values: Any, name: str, ndim: int | tuple[int, ...]) -> NDArray[f8]:
-    """A finite float64 array, C-contiguous and aligned, of the given number of dimensions (or one of several)."""
+    """A finite float64 array, C-contiguous and aligned, of a number of dimensions out of ``ndim``."""
     a = array(values, name)
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if a.ndim not in allowed:
@@ -225,7 +225,9 @@ def rationality(values: Any, n_categories: int, name: str = "rationality") -> ND
     if beta.shape[0] == 0:
         raise ValueError(f"{name} has no teachers (shape {beta.shape}); expected at least one")
     if beta.size and float(np.abs(beta).max()) > LARGEST_RATIONALITY:
-        raise ValueError(f"{name} holds {float(np.abs(beta).max()):g}; expected at most {LARGEST_RATIONALITY:g} in size")
+        raise ValueError(
+            f"{name} holds {float(np.abs(beta).max()):g}; expected at most {LARGEST_RATIONALITY:g} in size"
+        )
     if beta.ndim == 1:
         return np.ascontiguousarray(np.broadcast_to(beta[:, None], (len(beta), max(1, n_categories))))
     if beta.shape[1] < n_categories:
@@ -261,7 +263,7 @@ def available(values: Any, m: int, n_categories: int) -> NDArray[np.uint8]:
 
 
 def symmetric(values: Any, d: int | None, name: str = "M") -> NDArray[f8]:
-    """A symmetric (d, d) float64 matrix; asymmetry of rounding size (1e-6 of the largest entry) is averaged out."""
+    """A symmetric (d, d) float64 matrix; asymmetry up to 1e-6 of the largest entry is averaged out."""
     a = floats(values, name, 2)
     if a.shape[0] != a.shape[1] or (d is not None and a.shape[0] != d):
         expected = "square" if d is None else f"({d}, {d})"
@@ -288,4 +290,6 @@ def finite_result(out: NDArray[f8], name: str, index: NDArray[i8] | None = None)
     if not finite.all():
         k = int(np.argmin(finite if finite.ndim == 1 else finite.all(axis=1)))
         i = k if index is None else int(index[k])
-        raise ValueError(f"{name} of conversation {i} is not finite; expected smaller differences or parameters")
+        raise ValueError(
+            f"{name} of conversation {i} is not finite; expected smaller differences or parameters"
+        )

@@ -19,7 +19,7 @@ UPDATES_BETWEEN_FACTORISATIONS = 256
 
 
 class InformationMatrix:
-    """M = L L' with rank-one updates of M, L and M^-1, a drift check, and a new factorisation when they drift.
+    """M = L L' under rank-one updates of M, L and M^-1, factorised anew when these drift apart.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class InformationMatrix:
         return len(self._matrix)
 
     def __repr__(self) -> str:
-        return f"InformationMatrix(d={self.d}, log_det={self.log_det:.6g}, refactorisations={self.refactorisations})"
+        return f"InformationMatrix(d={self.d}, log_det={self.log_det:.6g}, drift={self.drift:.1g})"
 
     def add(self, difference: Any, weight: float) -> None:
         """M <- M + weight x x'.
@@ -180,7 +180,9 @@ class InformationMatrix:
             raise ValueError(f"right has {b.shape[-1]} columns; expected {self.d}")
         return _linalg.solve(self._factor, b).reshape(b.shape)
 
-    def leverage(self, pool: Any, conversations: Any = None, *, backend: str = "auto", threads: int | None = None) -> Any:
+    def leverage(
+        self, pool: Any, conversations: Any = None, *, backend: str = "auto", threads: int | None = None
+    ) -> Any:
         """h_i = x_i' M^-1 x_i of a pool, or of an array of differences: see `dal_native.leverage`.
 
         Examples
@@ -217,7 +219,9 @@ def as_matrix(M: Any, d: int) -> Floats:
     return _validate.symmetric(M, d)
 
 
-def leverage_from_factor(pool: Pool, factor: Floats, conversations: Any, backend: str, threads: int | None) -> Any:
+def leverage_from_factor(
+    pool: Pool, factor: Floats, conversations: Any, backend: str, threads: int | None
+) -> Any:
     """Validate, allocate and call the backend's ``leverage``."""
     if len(factor) != pool.d:
         raise ValueError(f"M has shape ({len(factor)}, {len(factor)}); expected ({pool.d}, {pool.d})")

@@ -59,7 +59,7 @@ def _broadcast(margin: Any, rationality: Any) -> tuple[Floats, Floats, Floats]:
         u_all, beta_all = np.broadcast_arrays(u, beta)
     except ValueError:
         raise ValueError(
-            f"margin {u.shape} and rationality {beta.shape} do not fit together; expected shapes that broadcast"
+            f"margin {u.shape} and rationality {beta.shape} do not broadcast to one shape"
         ) from None
     return np.ascontiguousarray(u_all), np.ascontiguousarray(beta_all), np.empty(u_all.shape)
 
@@ -96,7 +96,9 @@ def choice_probability(
     return out
 
 
-def choice_weight(margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None) -> Floats:
+def choice_weight(
+    margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None
+) -> Floats:
     """Fisher information of one answer, per unit of x x': w = beta^2 s(beta u) (1 - s(beta u)).
 
     Parameters
@@ -137,8 +139,8 @@ def best_teacher(
 ) -> tuple[NDArray[np.int64], Floats]:
     """Which available teacher's answer is worth most on each conversation. It never depends on M.
 
-    The most rational teacher is not always the most informative: in t = |beta u| the weight t^2 s'(t) / u^2 peaks at
-    t = 2.39936 and falls on both sides.
+    The most rational teacher is not always the most informative: in t = |beta u| the weight t^2 s'(t) / u^2
+    peaks at t = 2.39936 and falls on both sides.
 
     Parameters
     ----------
@@ -154,7 +156,8 @@ def best_teacher(
     Returns
     -------
     teacher : ndarray of int64, (n,)
-        -1 where no teacher is available. Weights within 1e-12 of the largest are tied: the smallest index wins.
+        -1 where no teacher is available. Weights within 1e-12 of the largest are tied: the smallest index
+        wins.
     weight : ndarray of float64, (n,)
         The weight of that teacher; 0.0 where there is none.
 
@@ -302,7 +305,7 @@ def information_matrix(
         w = np.full(len(pool), float(w))
     _validate.length(w, len(pool), "weight", "conversation")
     if len(w) and float(w.min()) < 0:
-        raise ValueError(f"weight is negative at {int(np.argmax(w < 0))} ({float(w.min()):g} at least); expected weights of at least 0")
+        raise ValueError(f"weight is negative at {int(np.argmax(w < 0))}; expected weights of at least 0")
     out = np.empty((pool.d, pool.d))
     ridge = _validate.number(ridge, "ridge", 0.0)
     _dispatch.find("information_matrix", backend)(pool, w, ridge, out, _dispatch.threads(threads))
@@ -320,7 +323,7 @@ def update_leverage(
     backend: str = "auto",
     threads: int | None = None,
 ) -> Floats:
-    """Leverages after a rank-one update of M (Sherman-Morrison): h_i - coefficient (x_i' direction)^2, at least 0.
+    """Leverages after a rank-one update of M: h_i - coefficient (x_i' direction)^2, at least 0.
 
     Parameters
     ----------
@@ -411,12 +414,16 @@ def bradley_terry_loss(
     y = _validate.floats(choice, "choice", 1)
     _validate.length(y, n, "choice", "label")
     if n and (float(y.min()) < 0 or float(y.max()) > 1):
-        raise ValueError(f"choice is outside [0, 1] at {int(np.argmax((y < 0) | (y > 1)))}; expected 0, 1 or between")
+        raise ValueError(
+            f"choice is outside [0, 1] at {int(np.argmax((y < 0) | (y > 1)))}; expected 0, 1 or between"
+        )
     theta = _validate.reward(reward, pool.d)
     b = _per_label(rationality, n, "rationality")
     v = np.ones(n) if sample_weight is None else _per_label(sample_weight, n, "sample_weight")
     if n and float(v.min()) < 0:
-        raise ValueError(f"sample_weight is negative at {int(np.argmax(v < 0))}; expected weights of at least 0")
+        raise ValueError(
+            f"sample_weight is negative at {int(np.argmax(v < 0))}; expected weights of at least 0"
+        )
     gradient, rationality_gradient = np.empty(pool.d), np.empty(n)
     call = _dispatch.find("bradley_terry_loss", backend)
     loss = float(call(pool, y, theta, b, v, gradient, rationality_gradient, _dispatch.threads(threads)))

@@ -35,9 +35,10 @@ class Pool:
     Parameters
     ----------
     differences : array_like, (n, d)
-        Row i is x_i = phi(s, a1) - phi(s, a0). NumPy arrays and memory maps that are C-contiguous, aligned and of
-        native byte order are used in place, without a copy; strided, Fortran-ordered, misaligned and big-endian
-        ones are copied; integers become float64. torch CPU tensors and DLPack producers are taken as they are.
+        Row i is x_i = phi(s, a1) - phi(s, a0). NumPy arrays and memory maps that are C-contiguous, aligned
+        and of native byte order are used in place, without a copy; strided, Fortran-ordered, misaligned and
+        big-endian ones are copied; integers become float64. torch CPU tensors and DLPack producers are taken
+        as they are.
     category : array_like of int, (n,), optional
         Category of each conversation, from 0; all 0 when absent.
 
@@ -78,12 +79,14 @@ class Pool:
     category: NDArray[np.int32]
     prompt_offsets: NDArray[np.int64] | None
     pair_offsets: NDArray[np.int64] | None
+    is_torch: bool
+    _size: int
 
     def __init__(self, differences: Any, category: Any = None) -> None:
         self._store(differences, "differences")
         self.prompt_offsets = None
         self.pair_offsets = None
-        self._size = self.rows.shape[0]
+        self._size = int(self.rows.shape[0])
         self.category = _validate.category(category, self._size)
 
     def _store(self, values: Any, name: str) -> None:
@@ -103,8 +106,8 @@ class Pool:
         completions : array_like, (N, d)
             Embeddings phi of the completions, those of one prompt next to each other.
         prompt_offsets : array_like of int, (P+1,)
-            Completions of prompt p are rows prompt_offsets[p] to prompt_offsets[p+1]; from 0 to N. A prompt with one
-            completion has no conversation; a prompt with none is refused.
+            Completions of prompt p are rows prompt_offsets[p] to prompt_offsets[p+1]; from 0 to N. A prompt
+            with one completion has no conversation; a prompt with none is refused.
         category : array_like of int, (P,), optional
             Category of each prompt.
 
@@ -148,8 +151,9 @@ class Pool:
         Parameters
         ----------
         path : path
-            ``.npy``; ``.safetensors``; ``.parquet`` or ``.arrow`` (extra ``arrow``). In the last three the rows are the
-            tensor or list column named "differences", "embedding" or "embeddings", or else the only one.
+            ``.npy``; ``.safetensors``; ``.parquet`` or ``.arrow`` (extra ``arrow``). In the last three the
+            rows are the tensor or list column named "differences", "embedding" or "embeddings", or else the
+            only one.
         category : array_like of int, (n,), optional
 
         Returns
@@ -204,7 +208,9 @@ class Pool:
         prompt = np.searchsorted(self.pair_offsets, index, side="right") - 1
         first_row = self.prompt_offsets[prompt]
         k = self.prompt_offsets[prompt + 1] - first_row
-        left = self.pair_offsets[prompt + 1] - index  # pairs from this one to the prompt's last, itself included
+        left = (
+            self.pair_offsets[prompt + 1] - index
+        )  # pairs from this one to the prompt's last, itself included
         # counted from the end, pairs form rows of 1, 2, 3, ... : row r ends at r (r + 1) / 2
         r = np.ceil((np.sqrt(8.0 * left + 1.0) - 1.0) / 2.0).astype(np.int64)
         r += (r * (r + 1) // 2 < left).astype(np.int64) - ((r - 1) * r // 2 >= left).astype(np.int64)
@@ -218,7 +224,8 @@ class Pool:
         Examples
         --------
         >>> import dal_native as dn
-        >>> dn.Pool.from_completions([[0.0], [1.0], [2.0], [3.0]], [0, 2, 4], category=[7, 9]).category_of([0, 1])
+        >>> pool = dn.Pool.from_completions([[0.0], [1.0], [2.0], [3.0]], [0, 2, 4], category=[7, 9])
+        >>> pool.category_of([0, 1])
         array([7, 9], dtype=int32)
         """
         index = self._indices(indices)
@@ -227,7 +234,7 @@ class Pool:
         return self.category[index]
 
     def take(self, indices: Any) -> NDArray[np.float64]:
-        """Differences of these conversations: (k, d) float64, from the stored values without rounding of their own.
+        """Differences of these conversations, in float64: (k, d).
 
         Examples
         --------
@@ -296,7 +303,9 @@ def _open_rows(path: str) -> NDArray[Any]:
         raise
     except Exception as error:  # a hostile file may raise anything from the reader below us
         text = str(error) or type(error).__name__
-        raise ValueError(text if text.startswith(path) else f"{path}: not a readable {suffix} file: {text}") from error
+        raise ValueError(
+            text if text.startswith(path) else f"{path}: not a readable {suffix} file: {text}"
+        ) from error
 
 
 def _open_npy(path: str) -> NDArray[Any]:
@@ -328,7 +337,9 @@ def _open_safetensors(path: str) -> NDArray[Any]:
     }
     entry = tensors[_only(path, list(tensors), "two-dimensional tensor")]
     if entry.get("dtype") not in _SAFETENSORS:
-        raise ValueError(f"{path}: tensor has dtype {entry.get('dtype')!r}; expected one of {', '.join(_SAFETENSORS)}")
+        raise ValueError(
+            f"{path}: tensor has dtype {entry.get('dtype')!r}; expected one of {', '.join(_SAFETENSORS)}"
+        )
     dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
     shape = tuple(_validate.whole(k, "shape", 0) for k in entry["shape"])
     begin, end = (_validate.whole(k, "data_offsets", 0) for k in entry["data_offsets"])
@@ -346,7 +357,9 @@ def _only(path: str, names: list[str], what: str) -> str:
         if name in names:
             return name
     if len(names) != 1:
-        raise ValueError(f"{path}: found {len(names)} {what}s {names[:5]}; expected one, or one named {COLUMN_NAMES[0]!r}")
+        raise ValueError(
+            f"{path}: found {len(names)} {what}s {names[:5]}; expected one, or one named {COLUMN_NAMES[0]!r}"
+        )
     return names[0]
 
 
@@ -368,7 +381,11 @@ def _list_column(path: str, schema: Any) -> str:
     lists = [
         field.name
         for field in schema
-        if (types.is_fixed_size_list(field.type) or types.is_list(field.type) or types.is_large_list(field.type))
+        if (
+            types.is_fixed_size_list(field.type)
+            or types.is_list(field.type)
+            or types.is_large_list(field.type)
+        )
         and types.is_floating(field.type.value_type)
     ]
     return _only(path, lists, "column of lists of floats")
@@ -383,8 +400,12 @@ def _table_rows(path: str, table: Any) -> NDArray[Any]:
     values = chunk.flatten()
     d, rest = divmod(len(values), len(chunk))
     widths = chunk.value_lengths() if hasattr(chunk, "value_lengths") else None
-    ragged = rest != 0 or (widths is not None and widths.null_count == 0 and any(k != d for k in widths.unique().to_pylist()))
+    ragged = rest != 0 or (
+        widths is not None and widths.null_count == 0 and any(k != d for k in widths.unique().to_pylist())
+    )
     if chunk.null_count or values.null_count or ragged:
-        raise ValueError(f"{path}: the column {table.column_names[0]!r} has nulls or rows of different lengths")
+        raise ValueError(
+            f"{path}: the column {table.column_names[0]!r} has nulls or rows of different lengths"
+        )
     rows: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(len(chunk), d)
     return rows

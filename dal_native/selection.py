@@ -22,7 +22,7 @@ _CERTIFICATE_ROUNDING = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class SelectionProblem:
-    """A checked selection problem, as backends receive it. Arrays are C-contiguous and of native byte order."""
+    """A checked selection problem, as backends receive it; arrays are C-contiguous."""
 
     pool: Pool
     reward: Floats  # (d,)
@@ -52,7 +52,8 @@ class Batch:
     Attributes
     ----------
     conversation, teacher : ndarray of int64, (B,)
-        The picks in order. Fewer than asked for when admissible pairs run out: then ``counters["exhausted"]``.
+        The picks in order. Fewer than asked for when admissible pairs run out: then
+        ``counters["exhausted"]``.
     gain : ndarray of float64, (B,)
         log1p(w h) of each pick at its step, in nats.
     counters : dict
@@ -101,11 +102,11 @@ def select_batch(
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Batch:
-    """Pick a batch greedily: ``size`` times the admissible (conversation, teacher) with the largest gain in log det M.
+    """Pick a batch: ``size`` times, the admissible (conversation, teacher) that raises log det M most.
 
-    Exact: the picks are those of a dense float64 evaluation of every pair at every step, whatever the backend, the
-    storage type and the number of threads. Objectives within 1e-12 (relative) of the largest are tied; the smallest
-    conversation wins, then the smallest teacher. No pair is picked twice.
+    Exact: the picks are those of a dense float64 evaluation of every pair at every step, whatever the
+    backend, the storage type and the number of threads. Objectives within 1e-12 (relative) of the largest
+    are tied; the smallest conversation wins, then the smallest teacher. No pair is picked twice.
 
     Parameters
     ----------
@@ -157,8 +158,21 @@ def select_batch(
     """
     pool = as_pool(pool)
     problem = _problem(
-        pool, reward, rationality, M, size, available, capacity, cost, exclude, candidates, repeats, optimism,
-        method, threads, progress,
+        pool,
+        reward,
+        rationality,
+        M,
+        size,
+        available,
+        capacity,
+        cost,
+        exclude,
+        candidates,
+        repeats,
+        optimism,
+        method,
+        threads,
+        progress,
     )
     return _finish(problem, _dispatch.find("select_batch", backend)(problem))
 
@@ -280,20 +294,24 @@ def _sorted_unique(pairs: Integers, m: int) -> Integers:
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     if len(pairs) < 2:
         return pairs
-    return pairs[np.concatenate([[True], (np.diff(pairs, axis=0) != 0).any(axis=1)])]
+    first = np.ones(len(pairs), bool)
+    first[1:] = (np.diff(pairs, axis=0) != 0).any(axis=1)
+    return np.ascontiguousarray(pairs[first])
 
 
 def _exclusions(
     exclude: Any, n: int, m: int
 ) -> tuple[Integers | None, Integers | None, Integers | None, NDArray[np.uint8] | None]:
-    """Excluded pairs as rows (conversation, offsets, teacher), and wholly excluded conversations as a mask."""
+    """Excluded pairs by conversation (with offsets, teachers), and wholly excluded conversations."""
     if exclude is None:
         return None, None, None, None
     pairs = _pairs(exclude, "exclude")
     _validate.within(pairs[:, 0], n, "exclude", "conversations")
     if len(pairs) and (int(pairs[:, 1].min()) < -1 or int(pairs[:, 1].max()) >= m):
         bad = int(pairs[:, 1].min()) if int(pairs[:, 1].min()) < -1 else int(pairs[:, 1].max())
-        raise ValueError(f"exclude holds teacher {bad}; expected teachers between 0 and {m - 1}, or -1 for all")
+        raise ValueError(
+            f"exclude holds teacher {bad}; expected teachers between 0 and {m - 1}, or -1 for all"
+        )
     whole = pairs[:, 1] == -1
     blocked = None
     if whole.any():
@@ -313,7 +331,9 @@ def _candidates(candidates: Any, n: int, m: int) -> tuple[Integers | None, Integ
         return None, None
     if hasattr(candidates, "tocoo"):
         if candidates.shape != (n, m):
-            raise ValueError(f"candidates has shape {candidates.shape}; expected ({n}, {m}): conversations, teachers")
+            raise ValueError(
+                f"candidates has shape {candidates.shape}; expected ({n}, {m}): conversations, teachers"
+            )
         coo = candidates.tocoo()
         kept = coo.data != 0
         row, column = coo.coords if hasattr(coo, "coords") else (coo.row, coo.col)
@@ -339,7 +359,7 @@ def _finish(problem: SelectionProblem, found: dict[str, Any]) -> Batch:
 
 
 def _certificate(gain: float, objective_total: float, batch_total: float, d: int) -> dict[str, float]:
-    """The log det bound from concavity: best <= gain + max(0, T - sum over the batch of w h), rounded against us."""
+    """By concavity, best <= gain + max(0, T - sum over the batch of w h); rounded against us."""
     slack = max(0.0, objective_total - batch_total) + _CERTIFICATE_ROUNDING * objective_total
     d_efficiency = 1.0 if slack == 0.0 else float(np.nextafter(gain / (gain + slack), 0.0))
     return {

@@ -1,1 +1,1 @@
-"""One file per backend: the operations under their own names, with preallocated outputs. See _dispatch.AUTO."""
+"""One file per backend: the operations under their own names, outputs preallocated. See _dispatch.AUTO."""

@@ -1,7 +1,7 @@
 """The executable specification: plain NumPy in float64, one equation a line, blocked over rows.
 
-Slow where it must be, right everywhere. BLAS runs at one thread, blocks have a fixed size and nothing depends on
-the argument ``threads``, so results have the same bits for any number of threads.
+Slow where it must be, right everywhere. BLAS runs at one thread, blocks have a fixed size and nothing
+depends on the argument ``threads``, so results have the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher) wins.
+#: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher)
+#: wins.
 TIE = 1e-12
 #: How far a leverage kept by rank-one updates may have drifted, relative to its value at the batch's start.
 DRIFT = 1e-9
@@ -74,11 +75,13 @@ def best_teacher(
     out_weight: Floats,
     threads: int,
 ) -> None:
-    """The available teacher with the largest weight (ties: the smallest index); -1 and 0.0 where there is none."""
+    """The available teacher of largest weight (ties: the smallest index); -1 and 0.0 where there is none."""
     step = max(1, BLOCK_NUMBERS // rationality.shape[0])
     for start in range(0, len(margin), step):
         part = slice(start, start + step)
-        w = np.where(available.T[category[part]] != 0, _weights(margin[part], rationality, category[part]), -1.0)
+        w = np.where(
+            available.T[category[part]] != 0, _weights(margin[part], rationality, category[part]), -1.0
+        )
         largest = w.max(axis=1)
         teacher = np.argmax(w >= largest[:, None] - TIE * np.abs(largest)[:, None], axis=1)
         out_teacher[part] = np.where(largest < 0, -1, teacher)
@@ -130,7 +133,9 @@ def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, th
     out[:] = ridge * np.eye(pool.d)
     with single_threaded_blas():
         for start, stop, x in pool.blocks():
-            root = np.sqrt(weight[start:stop])[:, None] * x  # a product of a matrix with itself stays symmetric
+            root = (
+                np.sqrt(weight[start:stop])[:, None] * x
+            )  # a product of a matrix with itself stays symmetric
             out += root.T @ root
 
 
@@ -196,7 +201,9 @@ class _Greedy:
         for name, values in (("margin", u), ("leverage", self.start_leverage)):
             if not np.isfinite(values).all():
                 bad = int(np.argmin(np.isfinite(values)))
-                raise ValueError(f"{name} of conversation {bad} is not finite; expected smaller differences or reward")
+                raise ValueError(
+                    f"{name} of conversation {bad} is not finite; expected smaller differences or reward"
+                )
         # optimism: |u| - k sd(u), with sd(u) = sqrt(h) frozen at the batch's start
         self.margin = np.maximum(np.abs(u) - p.optimism * np.sqrt(self.start_leverage), 0.0)
         self.leverage = self.start_leverage.copy()
@@ -270,7 +277,7 @@ class _Greedy:
         return [rows[k : k + step] for k in range(0, len(rows), step)]
 
     def _objective(self, rows: Integers, h: Floats) -> Floats:
-        """w h, or log1p(w h) / cost, of every pair of these conversations; -1 where it is not open: (k, m)."""
+        """w h, or log1p(w h) / cost, of every pair of these conversations, -1 where not open: (k, m)."""
         w, cost, admissible = self._pairs(rows)
         wh = w * h[:, None]
         objective = wh if self.problem.cost is None else np.log1p(wh) / cost
@@ -291,9 +298,9 @@ class _Greedy:
         finalists = open_rows[approximate + drift >= (approximate - drift).max()]
         self.rescored += len(finalists)
         h = np.array([self._row_leverage(int(i)) for i in finalists])
-        objective = np.concatenate([
-            self._objective(k, h[np.searchsorted(finalists, k)]) for k in self._parts(finalists)
-        ])
+        objective = np.concatenate(
+            [self._objective(k, h[np.searchsorted(finalists, k)]) for k in self._parts(finalists)]
+        )
         largest = objective.max()
         row, j = divmod(int(np.argmax(objective >= largest - TIE * abs(largest))), objective.shape[1])
         i = int(finalists[row])
@@ -320,7 +327,7 @@ class _Greedy:
     # -- the certificate
 
     def _certificate(self, i: Integers, j: Integers, w: Floats) -> tuple[float, float]:
-        """T, the most that any batch could still be worth at the final M, and what this batch is worth there."""
+        """T, the most any batch could be worth at the final M, and what this batch is worth there."""
         p = self.problem
         h = np.empty(len(p.pool))
         leverage(p.pool, self.factor, None, h, p.threads)
@@ -334,7 +341,7 @@ class _Greedy:
         return float(largest.sum()), batch_total
 
     def _start_values(self, h: Floats, repeats: int) -> Any:
-        """The ``repeats`` largest w h (or w h / cost) of each conversation over pairs admissible at the start."""
+        """The ``repeats`` largest w h / cost of each conversation, of pairs admissible at the start."""
         for rows in self._parts(np.arange(len(h))):
             w, cost, admissible = self._pairs(rows)
             values = np.where(admissible, w * h[rows][:, None] / cost, -1.0)
@@ -343,16 +350,16 @@ class _Greedy:
 
 def _admissible(p: SelectionProblem, rows: Integers, category: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Pairs of these conversations that the problem allows at the batch's start: (k, m)."""
-    allowed = p.available.T[category] != 0
+    allowed: NDArray[np.bool_] = p.available.T[category] != 0
     if p.candidate_offsets is not None and p.candidate_teacher is not None:
         listed = np.zeros_like(allowed)
-        for k, i in enumerate(rows):
+        for k, i in enumerate(rows.tolist()):
             listed[k, p.candidate_teacher[p.candidate_offsets[i] : p.candidate_offsets[i + 1]]] = True
         allowed &= listed
     if p.blocked is not None:
         allowed[p.blocked[rows] != 0] = False
     if p.exclude_conversation is not None and p.exclude_offsets is not None and p.exclude_teacher is not None:
-        for k in np.flatnonzero(np.isin(rows, p.exclude_conversation)):
+        for k in np.flatnonzero(np.isin(rows, p.exclude_conversation)).tolist():
             at = int(np.searchsorted(p.exclude_conversation, rows[k]))
             allowed[k, p.exclude_teacher[p.exclude_offsets[at] : p.exclude_offsets[at + 1]]] = False
     return allowed

@@ -1,0 +1,85 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+simd_level: str
+
+def available_levels() -> list[str]: ...
+
+class PoolView:
+    def __init__(
+        self,
+        rows: NDArray[Any],
+        dtype_name: str,
+        category: NDArray[np.int32],
+        prompt_offsets: Integers | None,
+        pair_offsets: Integers | None,
+    ) -> None: ...
+
+def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int: ...
+def margin(pool: PoolView, reward: Floats, out: Floats, threads: int) -> None: ...
+def choice_probability(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None: ...
+def choice_weight(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None: ...
+def best_teacher(
+    margin: Floats,
+    category: NDArray[np.int32],
+    rationality: Floats,
+    available: NDArray[np.uint8],
+    out_teacher: Integers,
+    out_weight: Floats,
+    threads: int,
+) -> None: ...
+def leverage(
+    pool: PoolView, inverse_factor: Floats, conversations: Integers | None, out: Floats, threads: int
+) -> None: ...
+def information_gain(
+    pool: PoolView,
+    reward: Floats,
+    rationality: Floats,
+    inverse_factor: Floats,
+    conversations: Integers | None,
+    out: Floats,
+    threads: int,
+) -> None: ...
+def information_matrix(pool: PoolView, weight: Floats, ridge: float, out: Floats, threads: int) -> None: ...
+def update_leverage(
+    pool: PoolView, direction: Floats, coefficient: float, out: Floats, threads: int
+) -> None: ...
+def bradley_terry_loss(
+    pool: PoolView,
+    choice: Floats,
+    reward: Floats,
+    rationality: Floats,
+    sample_weight: Floats,
+    out_gradient: Floats,
+    out_rationality_gradient: Floats,
+    threads: int,
+) -> float: ...
+def select_batch(
+    pool: PoolView,
+    reward: Floats,
+    rationality: Floats,
+    matrix: Floats,
+    factor: Floats,
+    inverse_factor: Floats,
+    available: NDArray[np.uint8],
+    capacity: Integers,
+    cost: Floats | None,
+    blocked: NDArray[np.uint8] | None,
+    exclude_conversation: Integers | None,
+    exclude_offsets: Integers | None,
+    exclude_teacher: Integers | None,
+    candidate_offsets: Integers | None,
+    candidate_teacher: Integers | None,
+    size: int,
+    repeats: int,
+    optimism: float,
+    dense: bool,
+    threads: int,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...
