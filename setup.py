@@ -73,8 +73,8 @@ class BuildExtensions(build_ext):
         sanitize = SANITIZE if os.environ.get("DAL_NATIVE_SANITIZE") == "1" else []
         levels = LEVELS if X86 else {"generic": []}
         jobs = [(source, "once", [*PORTABLE, *macros(levels)]) for source in portable_sources()]
-        jobs += [(s, name, [*flags, f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
-                 for name, flags in levels.items() for s in kernel_sources()]
+        jobs += [(source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
+                 for name, flags in levels.items() for source in kernel_sources()]
 
         def compile_one(job):
             source, folder, flags = job
@@ -85,6 +85,11 @@ class BuildExtensions(build_ext):
         ext.extra_link_args = ["-pthread", *[flag for flag in sanitize if flag.startswith("-fsanitize")]]
         with ThreadPoolExecutor(self.parallel or os.cpu_count() or 1) as pool:
             return list(pool.map(compile_one, jobs))
+
+
+def exact(source):
+    """What decides finalists has the same bits at every level: no contraction there either."""
+    return PORTABLE if Path(source).stem == "exact" else []
 
 
 def macros(levels):

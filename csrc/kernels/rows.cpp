@@ -100,6 +100,8 @@ void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, co
   });
 }
 
+double plain_dot(const double* x, const double* y, int64_t d) { return dot(x, y, d); }
+
 double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
                  double h) {
   for (int64_t s = 0; s < count; ++s) {

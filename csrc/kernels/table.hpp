@@ -37,6 +37,12 @@ struct KernelTable {
   double (*downdated)(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
                       double h);
 
+  // x'y; the order of the sum is the level's own
+  double (*dot)(const double* x, const double* y, int64_t d);
+  // z -= scale x, and (x, y) <- (c x + s y, c y - s x): the same bits at every level
+  void (*subtract_scaled)(const double* x, double scale, int64_t count, double* z);
+  void (*rotate)(double c, double s, int64_t count, double* x, double* y);
+
   // The inverse factor W (d x d, lower triangle, row-major), times `scale`, in the order that whitened_squares reads.
   int64_t (*packed_factor_size)(int64_t d, bool single);
   void (*pack_factor_double)(const double* w, int64_t d, double* packed);

@@ -1,20 +1,21 @@
 // The information matrix as a batch grows: a Cholesky factor updated by rank one, and the Sherman-Morrison history.
 //
-// This file is compiled once, without contraction: the leverage of a finalist has the same bits at every SIMD level,
-// thread count and position in the pool.
+// Compiled once, without contraction, over kernels/exact.cpp: the leverage of a finalist has the same bits at every
+// SIMD level, thread count and position in the pool.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "kernels/table.hpp"
 #include "operations/threads.hpp"
 
 namespace dal {
 
 class Design {
  public:
-  // matrix M and its lower factor L, both (d, d) row-major; at most `size` additions
-  Design(const double* matrix, const double* factor, int64_t d, int64_t size);
+  // matrix M, which must outlive this, and its lower factor L, both (d, d) row-major; at most `size` additions
+  Design(const KernelTable& kernels, const double* matrix, const double* factor, int64_t d, int64_t size);
 
   // x' M^-1 x at the current M, or at the start; `scratch` has d values
   double leverage(const double* x, double* scratch) const { return squared_solve(upper_, x, scratch); }
@@ -36,8 +37,11 @@ class Design {
   double drift() const;
   void refactor(const Call& call);
 
+  const KernelTable& k_;
+  const double* matrix_;
   int64_t d_;
-  std::vector<double> matrix_, upper_, start_;  // upper_ = L' row-major: every inner loop runs along a row
+  std::vector<double> upper_, start_;       // upper_ = L' row-major: every inner loop runs along a row
+  std::vector<double> added_, weights_;     // x and w of every addition: M = matrix_ + sum w x x'
   std::vector<double> directions_, coefficients_;
   int64_t refactorisations_ = 0;
 };

@@ -77,7 +77,7 @@ class Engine {
         call_(call),
         k_(kernels()),
         admissible_(p),
-        design_(p.matrix, p.factor, p.pool.d, p.size),
+        design_(k_, p.matrix, p.factor, p.pool.d, p.size),
         whiten_(k_, p.inverse_factor, p.pool.d),
         rounding_(rounding_of_leverage(p.matrix, p.inverse_factor, p.pool.d)),
         slot_(static_cast<size_t>(p.pool.n), -1),

@@ -19,9 +19,13 @@ SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover
               "thread": ["-fsanitize=thread"], "none": []}
 
 
+def exact(source: Path) -> list[str]:
+    return ["-ffp-contract=off"] if source.stem == "exact" else []
+
+
 def build(folder: Path, sanitizer: str) -> Path:
     levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
-    jobs = [(source, name, [*flags, f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
+    jobs = [(source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
             for name, flags in levels.items() for source in sorted(ROOT.glob("csrc/kernels/*.cpp"))]
     have = ["-ffp-contract=off", *(f"-DDAL_HAVE_{name.upper()}" for name in levels)]
     portable = [*sorted(ROOT.glob("csrc/operations/*.cpp")), ROOT / "tests/cpp/test_kernels.cpp"]

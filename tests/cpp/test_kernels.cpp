@@ -195,6 +195,26 @@ void row_passes() {
     }
 }
 
+void exact_steps() {
+  current = "exact";
+  for (int64_t n = 0; n <= 70; ++n) {
+    const std::vector<double> x = normals(n), y = normals(n);
+    const double c = normal(), s = normal();
+    const auto& lowest = kernels("generic");
+    std::vector<double> z = y, z0 = y, a = x, b = y, a0 = x, b0 = y;
+    kernels().subtract_scaled(x.data(), s, n, z.data());
+    lowest.subtract_scaled(x.data(), s, n, z0.data());
+    kernels().rotate(c, s, n, a.data(), b.data());
+    lowest.rotate(c, s, n, a0.data(), b0.data());
+    check(z == z0 && a == a0 && b == b0, "the same bits as the generic level, n = " + std::to_string(n));
+    bool right = true;
+    for (size_t i = 0; i < x.size(); ++i)
+      right = right && close(z[i], y[i] - s * x[i], 1e-15) && close(a[i], c * x[i] + s * y[i], 1e-14) &&
+              close(b[i], c * y[i] - s * x[i], 1e-14);
+    check(right, "values, n = " + std::to_string(n));
+  }
+}
+
 void whitening() {
   current = "leverage";
   for (int64_t d : kSizes) {
@@ -469,6 +489,7 @@ int main() {
   std::printf("level %s\n", kernels().name);
   conversions();
   row_passes();
+  exact_steps();
   whitening();
   matrices_and_losses();
   teachers();
