@@ -335,7 +335,7 @@ def _open_safetensors(path: str) -> NDArray[Any]:
         for name, entry in header.items()
         if name != "__metadata__" and isinstance(entry, dict) and len(entry.get("shape", ())) == 2
     }
-    entry = tensors[_only(path, list(tensors), "two-dimensional tensor")]
+    entry = tensors[_only(path, list(tensors), "two-dimensional tensors")]
     if entry.get("dtype") not in _SAFETENSORS:
         raise ValueError(
             f"{path}: tensor has dtype {entry.get('dtype')!r}; expected one of {', '.join(_SAFETENSORS)}"
@@ -358,7 +358,7 @@ def _only(path: str, names: list[str], what: str) -> str:
             return name
     if len(names) != 1:
         raise ValueError(
-            f"{path}: found {len(names)} {what}s {names[:5]}; expected one, or one named {COLUMN_NAMES[0]!r}"
+            f"{path}: found {len(names)} {what} {names[:5]}; expected one, or one named {COLUMN_NAMES[0]!r}"
         )
     return names[0]
 
@@ -388,7 +388,7 @@ def _list_column(path: str, schema: Any) -> str:
         )
         and types.is_floating(field.type.value_type)
     ]
-    return _only(path, lists, "column of lists of floats")
+    return _only(path, lists, "columns of lists of floats")
 
 
 def _table_rows(path: str, table: Any) -> NDArray[Any]:

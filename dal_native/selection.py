@@ -353,7 +353,7 @@ def _finish(problem: SelectionProblem, found: dict[str, Any]) -> Batch:
         conversation=found["conversation"],
         teacher=found["teacher"],
         gain=found["gain"],
-        counters=found["counters"],
+        counters={**found["counters"], "exhausted": len(found["conversation"]) < problem.size},
         certificate=_certificate(gain, found["objective_total"], found["batch_total"], problem.pool.d),
     )
 

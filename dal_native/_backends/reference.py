@@ -241,7 +241,6 @@ class _Greedy:
                 "rows_rescored": self.rescored,
                 "rows_refreshed": n * len(picks),
                 "stages": ["dense"],
-                "exhausted": len(picks) < p.size,
             },
         }
 

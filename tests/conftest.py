@@ -1,0 +1,39 @@
+"""Settings and fixtures of all tests."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "house", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request):
+    """Each backend that a build must have: one that is missing fails, it is not skipped."""
+    return request.param
+
+
+@pytest.fixture
+def run_python():
+    """Run a script in a fresh interpreter; its standard output. A failure shows what it wrote."""
+
+    def run(script, timeout=60, **environment):
+        env = {**os.environ, **environment}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
