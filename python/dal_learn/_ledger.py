@@ -96,7 +96,7 @@ class Ledger:
     >>> with Ledger(":memory:") as ledger:
     ...     ledger.issue("main", 0, [3], [1], [0.5], [False], {})
     ...     ledger.answer("main", [(3, 1, 1.0)]), ledger.answer("main", [(3, 1, 1.0)])
-    (1, 0)
+    ((1, 0), (0, 0))
     """
 
     def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
@@ -243,67 +243,62 @@ class Ledger:
                     (cell, place, int(round), int(i), int(j), float(g), int(s)),
                 )
 
-    def answer(self, cell: str, answers: Iterable[tuple[int, int, float]]) -> int:
-        """Record answers, all of them or none; those that are there already are passed over.
+    def answer(
+        self,
+        cell: str,
+        answers: Iterable[tuple[int, int, float]] = (),
+        withdrawn: Iterable[tuple[int, int]] = (),
+    ) -> tuple[int, int]:
+        """Record answers, and pairs that nobody will answer: all or nothing, each only once.
 
         Parameters
         ----------
         cell : str
         answers : iterable of (conversation, teacher, label)
             Labels in [0, 1].
+        withdrawn : iterable of (conversation, teacher)
+            Given up for good.
 
         Returns
         -------
-        int
-            How many were new.
+        answers, withdrawn : int
+            How many of each were new.
 
         Raises
         ------
         LedgerError
-            A pair that was never issued, was withdrawn, or has another answer.
+            A pair that was never issued, has another answer, or is both answered and withdrawn.
         """
-        new = 0
         with self._transaction() as run:
-            for i, j, label in answers:
-                key = (cell, int(i), int(j))
-                old = run(
-                    "SELECT label FROM answers WHERE cell = ? AND conversation = ? AND teacher = ?", key
-                ).fetchone()
-                if old is not None:
-                    if old[0] != float(label):
-                        raise LedgerError(
-                            f"conversation {i} was answered {old[0]:g} by teacher {j}, now {label:g}"
-                        )
-                    continue
-                if self._has(run, "withdrawn", key):
-                    raise LedgerError(f"conversation {i} for teacher {j} was withdrawn")
-                if not self._has(run, "issued", key):
-                    raise LedgerError(f"conversation {i} was never issued to teacher {j}")
-                run("INSERT INTO answers VALUES (?, ?, ?, ?)", (*key, float(label)))
-                new += 1
-        return new
+            new = sum(self._add_answer(run, (cell, int(i), int(j)), float(y)) for i, j, y in answers)
+            gone = sum(self._add_withdrawal(run, (cell, int(i), int(j))) for i, j in withdrawn)
+        return new, gone
 
-    def withdraw(self, cell: str, pairs: Iterable[tuple[int, int]]) -> int:
-        """Give up waiting for these pairs, for good; returns how many were new.
+    def _add_answer(self, run: Any, key: tuple[str, int, int], label: float) -> bool:
+        _, i, j = key
+        where = "cell = ? AND conversation = ? AND teacher = ?"
+        old = run(f"SELECT label FROM answers WHERE {where}", key).fetchone()
+        if old is not None:
+            if old[0] != label:
+                raise LedgerError(f"conversation {i} was answered {old[0]:g} by teacher {j}, now {label:g}")
+            return False
+        if self._has(run, "withdrawn", key):
+            raise LedgerError(f"conversation {i} for teacher {j} was withdrawn")
+        if not self._has(run, "issued", key):
+            raise LedgerError(f"conversation {i} was never issued to teacher {j}")
+        run("INSERT INTO answers VALUES (?, ?, ?, ?)", (*key, label))
+        return True
 
-        Raises
-        ------
-        LedgerError
-            A pair that was never issued, or has an answer.
-        """
-        new = 0
-        with self._transaction() as run:
-            for i, j in pairs:
-                key = (cell, int(i), int(j))
-                if self._has(run, "withdrawn", key):
-                    continue
-                if self._has(run, "answers", key):
-                    raise LedgerError(f"conversation {i} was answered by teacher {j}, it cannot be withdrawn")
-                if not self._has(run, "issued", key):
-                    raise LedgerError(f"conversation {i} was never issued to teacher {j}")
-                run("INSERT INTO withdrawn VALUES (?, ?, ?)", key)
-                new += 1
-        return new
+    def _add_withdrawal(self, run: Any, key: tuple[str, int, int]) -> bool:
+        _, i, j = key
+        if self._has(run, "withdrawn", key):
+            return False
+        if self._has(run, "answers", key):
+            raise LedgerError(f"conversation {i} was answered by teacher {j}, it cannot be withdrawn")
+        if not self._has(run, "issued", key):
+            raise LedgerError(f"conversation {i} was never issued to teacher {j}")
+        run("INSERT INTO withdrawn VALUES (?, ?, ?)", key)
+        return True
 
     @staticmethod
     def _has(run: Any, table: str, key: tuple[str, int, int]) -> bool:

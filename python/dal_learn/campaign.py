@@ -1,0 +1,983 @@
+"""Campaigns: the loop of asking and learning, its storage, and whole comparisons of designs.
+
+`Study` is one line of work: seed labels, then rounds of choosing a batch, asking, and fitting anew, until the
+budget is spent or a batch would gain too little. `Campaign` keeps one in a folder, so that people can take
+batches out and bring answers back. `run` does a study for every method and seed and writes what came out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+import dal_native as dn
+
+from . import design
+from ._files import atomic_write, file_sha256, fingerprint, read_json_lines, write_jsonl
+from ._ledger import Issued, Ledger, LedgerError, campaign_lock
+from .conversations import Conversations, Texts
+from .reward import RewardModel
+from .teachers import side_swapped
+
+__all__ = [
+    "AnswersRefused",
+    "Campaign",
+    "Design",
+    "Ledger",
+    "LedgerError",
+    "Round",
+    "Study",
+    "split_by_prompt",
+]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Design:
+    """How a study asks and learns.
+
+    Parameters
+    ----------
+    method : str
+        One of `dal_learn.design.METHODS`.
+    budget : int
+        Answers to ask for in all, seed labels included.
+    batch : int
+        Pairs per round.
+    seed_labels : int
+        Pairs of the first round, chosen at random and alike for every method.
+    seed : int
+        Decides everything random here.
+    ridge : float
+        Gaussian prior on theta, and ridge of the information matrix.
+    rationality_scale : float
+        Prior standard deviation of log rationality.
+    fit : str
+        How rationalities are fitted: "marginal", "joint_map" or "homogeneous".
+    stop_gain : float
+        Stop before a batch whose log-determinant gain per pick is below this; 0 never stops.
+    repeats : int
+        How often the dual rule may ask about one conversation in a batch.
+    optimism : float
+        k of the dual rule's optimistic margin.
+    capacity : tuple of int or None
+        How often each teacher may be asked in one batch.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range, or the method is unknown.
+
+    Examples
+    --------
+    >>> Design(budget=60, batch=20, seed_labels=20).method
+    'dual'
+    """
+
+    method: str = "dual"
+    budget: int = 200
+    batch: int = 20
+    seed_labels: int = 40
+    seed: int = 0
+    ridge: float = 1.0
+    rationality_scale: float = 0.5
+    fit: str = "marginal"
+    stop_gain: float = 0.0
+    repeats: int = 1
+    optimism: float = 0.0
+    capacity: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in design.METHODS:
+            raise ValueError(f"method is {self.method!r}, expected one of {', '.join(design.METHODS)}")
+        for name, least in (("budget", 1), ("batch", 1), ("seed_labels", 0), ("seed", 0), ("repeats", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        for name in ("ridge", "rationality_scale"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}, expected a finite number above 0")
+        for name in ("stop_gain", "optimism"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+        if self.seed_labels > self.budget:
+            raise ValueError(f"seed_labels is {self.seed_labels}, expected at most budget ({self.budget})")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round came to. Fields named ``seconds_*`` are times; everything else repeats exactly.
+
+    Attributes
+    ----------
+    round : int
+        0 for the seed labels.
+    labels : int
+        Answers received so far.
+    gain : float
+        log det that the batch was expected to add, at the estimates it was chosen with.
+    d_efficiency : float or None
+        Proved lower bound on the batch's D-efficiency, for methods that prove one.
+    accuracy, log_loss : float or None
+        On held-out conversations with known truth.
+    log_det : float or None
+        log det of the information asked for so far, at the common parameters of the comparison.
+    direction_error : float or None
+        1 - cosine between estimated and true theta, where a simulation knows it.
+    seconds_selecting, seconds_fitting : float
+    """
+
+    round: int
+    labels: int
+    gain: float
+    d_efficiency: float | None
+    accuracy: float | None
+    log_loss: float | None
+    log_det: float | None
+    direction_error: float | None
+    seconds_selecting: float
+    seconds_fitting: float
+
+
+def split_by_prompt(prompt: ArrayLike, share: float, seed: int) -> tuple[Integers, Integers]:
+    """Training and held-out conversations such that no prompt is on both sides.
+
+    Parameters
+    ----------
+    prompt : array_like of int, (n,)
+        Prompt of each conversation.
+    share : float
+        Share of the prompts to hold out, in [0, 1); above 0 at least one prompt is on each side.
+    seed : int
+        Decides which.
+
+    Returns
+    -------
+    train, held_out : ndarray of int64
+        Indices, ascending.
+
+    Raises
+    ------
+    ValueError
+        `share` is out of range, or there is only one prompt to split.
+
+    Examples
+    --------
+    >>> train, held_out = split_by_prompt([0, 0, 1, 1, 2, 2], 0.3, seed=0)
+    >>> len(train), len(held_out)
+    (4, 2)
+    """
+    owner = np.asarray(prompt, np.int64)
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"holdout is {share!r}, expected a share of at least 0 and below 1")
+    if share == 0.0:
+        return np.arange(len(owner)), np.zeros(0, np.int64)
+    prompts = np.unique(owner)
+    if len(prompts) < 2:
+        raise ValueError(f"{len(prompts)} prompt cannot be split, expected two or more (or holdout 0)")
+    count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    out = design.random_stream(seed, "split").permutation(prompts)[:count]
+    held_out = np.isin(owner, out)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+class Study:
+    """One line of asking and learning, restored from its ledger to where it stopped.
+
+    Parameters
+    ----------
+    conversations : Conversations
+        All n conversations.
+    teachers : Teachers
+        Whom to ask; indices are those of `conversations`.
+    settings : Design
+        How to ask and learn.
+    train : array_like of int, optional
+        Conversations that may be asked about; all by default.
+    held_out : array_like of int, optional
+        Conversations to measure accuracy on.
+    truth : tuple of (d,) and (m, C) arrays, optional
+        True theta and rationalities, where a simulation knows them.
+    common : tuple of (d,) and (m, C) arrays, optional
+        Parameters at which `Round.log_det` is taken; the truth by default.
+    ledger : Ledger, optional
+        Where every step is recorded before it counts; in memory by default.
+    cell : str
+        Name of this study in the ledger.
+
+    Attributes
+    ----------
+    rounds : list of Round
+        Finished rounds.
+    model : RewardModel or None
+        The last fit.
+    waiting : int
+        Pairs issued and neither answered nor withdrawn.
+
+    Examples
+    --------
+    >>> from dal_learn.teachers import SimulatedTeachers
+    >>> x = np.random.default_rng(0).standard_normal((60, 3))
+    >>> conversations = Conversations.from_differences(x)
+    >>> teachers = SimulatedTeachers(conversations, np.ones(3), np.array([[0.5], [2.0]]), seed=0)
+    >>> study = Study(conversations, teachers, Design(budget=20, batch=5, seed_labels=10))
+    >>> [r.labels for r in study.run()]
+    [10, 15, 20]
+    """
+
+    def __init__(
+        self,
+        conversations: Conversations,
+        teachers: Any,
+        settings: Design | None = None,
+        *,
+        train: ArrayLike | None = None,
+        held_out: ArrayLike | None = None,
+        truth: tuple[Floats, Floats] | None = None,
+        common: tuple[Floats, Floats] | None = None,
+        ledger: Ledger | None = None,
+        cell: str = "main",
+    ) -> None:
+        self.conversations, self.teachers = conversations, teachers
+        self.settings = settings or Design()
+        self.train = np.arange(conversations.n) if train is None else np.unique(np.asarray(train, np.int64))
+        self.truth, self.common, self.cell = truth, common or truth, cell
+        self.ledger = ledger if ledger is not None else Ledger(":memory:")
+        self.n_teachers = len(teachers.names)
+        self._position = np.full(conversations.n, -1, np.int64)  # of a conversation among those in training
+        self._position[self.train] = np.arange(len(self.train))
+        everything = len(self.train) == conversations.n
+        self._training = conversations if everything else conversations.subset(self.train)
+        self._pool = self._training.pool()
+        self._selector = dn.Selector(self._pool)
+        allowed = teachers.admissible()
+        self._candidates = None if allowed is None else sparse.csr_matrix(allowed)[self.train]
+        self._held_out = _Measure(conversations, held_out)
+        self.model: RewardModel | None = None
+        self._seconds_fitting = 0.0
+        self.rounds: list[Round] = []
+        self._restore()
+
+    # --------------------------------------------------------------------------------------------- the state
+
+    def _restore(self) -> None:
+        """Everything from the ledger; a model fitted anew to the same answers has the same bits."""
+        self._read()
+        self.rounds = [Round(**body) for body in self.ledger.rounds(self.cell).values()]
+
+    def restore_model(self) -> None:
+        """Fit to the answers there are: a fit is a function of its answers, so the same bits come back."""
+        if self.model is None:
+            self._fit()
+
+    def picks(self) -> list[dict[str, Any]]:
+        """Every pair asked, in order, by name: round, conversation, teacher, gain, and the answer or None."""
+        rows = zip(
+            self.issued.round.tolist(),
+            self.issued.conversation.tolist(),
+            self.issued.teacher.tolist(),
+            self.issued.gain.tolist(),
+            strict=True,
+        )
+        return [
+            {
+                "round": number,
+                "conversation": self.conversations.ids[i],
+                "teacher": self.teachers.names[j],
+                "gain": gain,
+                "answer": self.answers.get((i, j)),
+            }
+            for number, i, j, gain in rows
+        ]
+
+    def measure(self, reward: Floats) -> tuple[float | None, float | None]:
+        """Accuracy and log loss of this reward on the held-out conversations; None without a known truth."""
+        return self._held_out(reward)
+
+    def refresh(self) -> None:
+        """Take notice of answers that were written to the ledger from outside."""
+        self._read()
+        self.model = None
+
+    def _read(self) -> None:
+        self.issued: Issued = self.ledger.issued(self.cell)
+        self.answers = self.ledger.answers(self.cell)
+        self.withdrawn = self.ledger.withdrawn(self.cell)
+
+    @property
+    def waiting(self) -> int:
+        """Pairs issued and neither answered nor withdrawn."""
+        return len(self.issued.round) - len(self.answers) - len(self.withdrawn)
+
+    @property
+    def asked(self) -> int:
+        """Pairs that count against the budget: issued and not withdrawn."""
+        return len(self.issued.round) - len(self.withdrawn)
+
+    def _kept(self) -> tuple[Integers, Integers]:
+        """Conversation and teacher of every pair issued and not withdrawn, in order."""
+        pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
+        keep = np.array([pair not in self.withdrawn for pair in pairs], bool)
+        return self.issued.conversation[keep], self.issued.teacher[keep]
+
+    def labelled(self) -> tuple[Integers, Integers, Floats]:
+        """Conversation, teacher and label of every answer, in the order of asking: three (k,) arrays."""
+        pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
+        rows = [(i, j, self.answers[i, j]) for i, j in pairs if (i, j) in self.answers]
+        i, j, y = list(zip(*rows, strict=True)) or [(), (), ()]
+        return np.array(i, np.int64), np.array(j, np.int64), np.array(y, np.float64)
+
+    def _new_model(self) -> RewardModel:
+        s = self.settings
+        options: dict[str, Any] = {}
+        if s.method == "oracle" and self.truth is not None:
+            options["rationality"] = self.truth[1]
+        return RewardModel(ridge=s.ridge, rationality_scale=s.rationality_scale, method=s.fit, **options)
+
+    def _fit(self) -> None:
+        """Fit from a cold start to all answers so far (none at all leaves the prior)."""
+        conversation, teacher, label = self.labelled()
+        start = time.perf_counter()
+        if len(label):
+            self.model = self._new_model().fit(
+                self.conversations.differences(conversation),
+                label,
+                teacher=teacher,
+                category=self.conversations.category[conversation],
+                n_teachers=self.n_teachers,
+                n_categories=self.conversations.n_categories,
+            )
+        self._seconds_fitting = time.perf_counter() - start
+
+    @property
+    def estimates(self) -> tuple[Floats, Floats]:
+        """theta (d,) and rationality (m, C) as last fitted; zeros and ones before any answer."""
+        if self.model is None:
+            shape = (self.n_teachers, self.conversations.n_categories)
+            return np.zeros(self.conversations.d), np.ones(shape)
+        return np.asarray(self.model.coef_), np.asarray(self.model.rationality_)
+
+    def information(self, reward: Floats, rationality: Floats) -> Floats:
+        """Information of every pair asked so far, ridge included, at these parameters: (d, d)."""
+        conversation, teacher = self._kept()
+        differences = self.conversations.differences(conversation)
+        beta = rationality[teacher, self.conversations.category[conversation]]
+        weight = np.asarray(dn.choice_weight(differences @ reward, beta))
+        return np.asarray(dn.information_matrix(differences, weight, ridge=self.settings.ridge))
+
+    def _state(self) -> design.DesignState:
+        reward, rationality = self.estimates
+        asked = np.stack([self._position[self.issued.conversation], self.issued.teacher], axis=1)
+        return design.DesignState(
+            pool=self._pool,
+            category=self._training.category,
+            reward=reward,
+            rationality=rationality,
+            matrix=self.information(reward, rationality),
+            admissible=design.Admissible(
+                len(self.train), self.n_teachers, self._candidates, asked, self.settings.capacity
+            ),
+            ridge=self.settings.ridge,
+            cost=getattr(self.teachers, "cost", None),
+            repeats=self.settings.repeats,
+            optimism=self.settings.optimism,
+            truth=self.truth,
+            selector=self._selector,
+        )
+
+    # --------------------------------------------------------------------------------------------- the steps
+
+    def issue(self, size: int | None = None) -> int:
+        """Choose the next batch and record it as issued, whether or not earlier ones were answered.
+
+        Parameters
+        ----------
+        size : int, optional
+            Pairs to choose; the settings' seed labels in round 0 and batch afterwards, within the budget.
+
+        Returns
+        -------
+        int
+            How many pairs were issued: 0 when the budget is spent, no pair is left, or the gain is too small.
+        """
+        s = self.settings
+        number = len(self.ledger.batches(self.cell))
+        if size is None:
+            first = number == 0 and s.seed_labels > 0
+            size = min(s.seed_labels if first else s.batch, s.budget - self.asked)
+        if size <= 0:
+            return 0
+        self.restore_model()
+        start = time.perf_counter()
+        state = self._state()
+        if number == 0 and s.seed_labels > 0:
+            picks = self._seed_picks(state, size)
+        else:
+            stream = design.random_stream(s.seed, s.method, number)
+            picks = design.METHODS[s.method](state, size, stream)
+        seconds = time.perf_counter() - start
+        if len(picks.conversation) == 0 or (
+            s.stop_gain > 0 and number > 0 and picks.gain.mean() < s.stop_gain
+        ):
+            return 0
+        conversation = self.train[picks.conversation]
+        self.ledger.issue(
+            self.cell,
+            number,
+            conversation,
+            picks.teacher,
+            picks.gain,
+            self._sides(conversation, picks.teacher),
+            {"d_efficiency": picks.d_efficiency, "seconds_selecting": seconds},
+        )
+        self._read()
+        return len(conversation)
+
+    def _sides(self, conversation: Integers, teacher: Integers) -> list[bool]:
+        """Whether b is shown on the left, for each pair."""
+        ids, names, seed = self.conversations.ids, self.teachers.names, self.settings.seed
+        pairs = zip(conversation.tolist(), teacher.tolist(), strict=True)
+        return [side_swapped(seed, ids[i], names[j]) for i, j in pairs]
+
+    def _seed_picks(self, state: design.DesignState, size: int) -> design.Picks:
+        stream = design.random_stream(self.settings.seed, "seed labels")
+        conversation, teacher = design.seed_design(state.admissible, size, stream)
+        differences = state.pool.take(conversation)
+        weight = np.asarray(
+            dn.choice_weight(
+                differences @ state.reward, state.rationality[teacher, state.category[conversation]]
+            )
+        )
+        gain = design.sequential_gain(differences, weight, state.matrix)
+        return design.Picks(conversation, teacher, gain)
+
+    def collect(self) -> int:
+        """Ask the teachers for what is open and record what they say; returns how many are left open."""
+        for number in np.unique(self.issued.round).tolist():
+            rows = self.issued.round == number
+            conversation, teacher = self.issued.conversation[rows], self.issued.teacher[rows]
+            pairs = list(zip(conversation.tolist(), teacher.tolist(), strict=True))
+            if all(pair in self.answers or pair in self.withdrawn for pair in pairs):
+                continue
+            label = np.asarray(self.teachers.ask(conversation, teacher, number + 1), np.float64)
+            new = [
+                (i, j, y)
+                for (i, j), y in zip(pairs, label.tolist(), strict=True)
+                if not np.isnan(y) and (i, j) not in self.answers and (i, j) not in self.withdrawn
+            ]
+            self.ledger.answer(self.cell, new)
+        self._read()
+        return self.waiting
+
+    def step(self) -> Round | None:
+        """Do one round: issue a batch unless one is open, ask, and fit once every answer is there.
+
+        Returns
+        -------
+        Round or None
+            None when the study is over, or waits for answers (`waiting` tells).
+        """
+        issued = len(self.ledger.batches(self.cell))
+        if self.waiting == 0 and len(self.rounds) == issued and self.issue() == 0:
+            return None
+        if self.waiting and self.collect():
+            return None
+        self._fit()
+        self.rounds.append(self._measured(len(self.rounds)))
+        self.ledger.record_round(self.cell, self.rounds[-1].round, dataclasses.asdict(self.rounds[-1]))
+        return self.rounds[-1]
+
+    def run(self, progress: Callable[[Round], None] | None = None) -> list[Round]:
+        """Do rounds until the study is over or waits for answers.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with each finished round.
+
+        Returns
+        -------
+        list of Round
+            Every finished round, those before a restart included.
+        """
+        while (done := self.step()) is not None:
+            if progress is not None:
+                progress(done)
+        return self.rounds
+
+    def _measured(self, number: int) -> Round:
+        reward, _ = self.estimates
+        accuracy, log_loss = self._held_out(reward)
+        log_det = direction = None
+        if self.common is not None:
+            log_det = float(np.linalg.slogdet(self.information(*self.common))[1])
+        if self.truth is not None:
+            lengths = float(np.linalg.norm(reward) * np.linalg.norm(self.truth[0]))
+            direction = 1.0 - float(reward @ self.truth[0]) / lengths if lengths > 0 else 1.0
+        batch = self.ledger.batches(self.cell)[number]
+        return Round(
+            round=number,
+            labels=len(self.answers),
+            gain=float(self.issued.gain[self.issued.round == number].sum()),
+            d_efficiency=batch["d_efficiency"],
+            accuracy=accuracy,
+            log_loss=log_loss,
+            log_det=log_det,
+            direction_error=direction,
+            seconds_selecting=batch["seconds_selecting"],
+            seconds_fitting=self._seconds_fitting,
+        )
+
+
+class _Measure:
+    """Accuracy and log loss of a reward on the held-out conversations whose truth is 0 or 1."""
+
+    def __init__(self, conversations: Conversations, held_out: ArrayLike | None) -> None:
+        rows = np.zeros(0, np.int64) if held_out is None else np.asarray(held_out, np.int64)
+        gold = conversations.gold[rows]
+        rows = rows[(gold == 0.0) | (gold == 1.0)]
+        self.sign = 2.0 * conversations.gold[rows] - 1.0
+        self.differences = conversations.differences(rows)
+
+    def __call__(self, reward: Floats) -> tuple[float | None, float | None]:
+        if len(self.sign) == 0:
+            return None, None
+        margin = self.sign * (self.differences @ reward)
+        return float(np.mean(margin > 0)), float(np.mean(np.logaddexp(0.0, -margin)))
+
+
+# ------------------------------------------------------------------------------------- campaigns in a folder
+
+_SIDES = {"left": 0.0, "right": 1.0, "tie": 0.5}
+_GIVEN_UP = frozenset({"skip", "skipped", "discard", "discarded", "cancelled", "canceled"})
+_STILL_OPEN = frozenset({"", "draft", "pending"})
+#: More than any campaign asks for: people with their own loop stop when they like.
+UNLIMITED = 2**53
+
+
+class AnswersRefused(ValueError):
+    """A file of answers does not fit; `problems` lists every line that does not, and nothing was taken.
+
+    Examples
+    --------
+    >>> AnswersRefused(["a.csv:2: teacher 'bob' is unknown"]).problems
+    ["a.csv:2: teacher 'bob' is unknown"]
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        super().__init__(
+            f"{count} answer{'s' * (count != 1)} refused, nothing was taken:\n" + "\n".join(self.problems)
+        )
+
+
+class _Elsewhere:
+    """Teachers who answer through somebody else's tool: nothing comes back from asking."""
+
+    cost = None
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def admissible(self) -> None:
+        """Everyone may be asked about everything."""
+
+    def ask(self, conversation: Integers, teacher: Integers, round: int) -> Floats:
+        """No answer yet."""
+        return np.full(len(conversation), np.nan)
+
+
+class Campaign:
+    """A campaign in a folder of its own: batches go out, answers come in, in any order and at any time.
+
+    The folder holds a copy of the conversations and the ledger, so it can be moved, and nothing outside can
+    change what was asked. Use `create` or `open`, as context managers.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> conversations = Conversations.from_differences(np.eye(4), ids=["p", "q", "r", "s"])
+    >>> folder = tempfile.mkdtemp()
+    >>> with Campaign.create(folder, conversations, ["anna", "ben"]) as campaign:
+    ...     rows = campaign.select(2)
+    ...     answers = [("file:1", {**rows[0], "answer": "left"})]
+    ...     campaign.ingest(answers), campaign.ingest(answers), campaign.status()["open"]
+    ((1, 0), (0, 0), 1)
+    """
+
+    def __init__(self, folder: Path, lock: contextlib.ExitStack, ledger: Ledger) -> None:
+        self.folder, self._lock, self.ledger = folder, lock, ledger
+        conversations, names = load_conversations(folder)
+        if ledger.get("conversations") != _folder_digest(folder):
+            raise LedgerError(f"{folder}: the conversations were changed after the campaign began")
+        settings = ledger.get("design")
+        self.study = Study(conversations, _Elsewhere(names), Design(**settings), ledger=ledger)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        conversations: Conversations,
+        teachers: Iterable[str],
+        settings: Design | None = None,
+    ) -> Campaign:
+        """Begin a campaign.
+
+        Parameters
+        ----------
+        folder : str or path
+            Made if it does not exist; must not hold a campaign.
+        conversations : Conversations
+        teachers : iterable of str
+            Names, each once.
+        settings : Design, optional
+            The budget is not a limit here by default.
+
+        Returns
+        -------
+        Campaign
+
+        Raises
+        ------
+        ValueError
+            The folder holds a campaign, or the names do not fit.
+        """
+        out = Path(folder)
+        names = tuple(teachers)
+        if not names or len(set(names)) < len(names) or not all(isinstance(t, str) and t for t in names):
+            raise ValueError(
+                "teachers holds an empty name, a name twice or nothing, expected names, each once"
+            )
+        if (out / "campaign.sqlite").exists():
+            raise ValueError(f"{out}: holds a campaign already; go on with it, or use another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        settings = settings or Design(budget=UNLIMITED)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(campaign_lock(out))
+            save_conversations(out, conversations, names)
+            # The ledger is renamed into place when complete: a kill leaves no campaign, or a whole one.
+            fresh = out / "campaign.sqlite.new"
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{fresh}{suffix}")
+            with Ledger(fresh) as ledger:
+                ledger.set("conversations", _folder_digest(out))
+                ledger.set("design", dataclasses.asdict(settings))
+            os.replace(fresh, out / "campaign.sqlite")
+            ledger = stack.enter_context(Ledger(out / "campaign.sqlite", must_exist=True))
+            campaign = cls(out, stack, ledger)
+            campaign._lock = stack.pop_all()
+            return campaign
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Campaign:
+        """Go on with a campaign.
+
+        Parameters
+        ----------
+        folder : str or path
+
+        Returns
+        -------
+        Campaign
+
+        Raises
+        ------
+        LedgerError
+            No campaign there, another process works on it, or it was damaged or changed.
+        """
+        out = Path(folder)
+        if not (out / "campaign.sqlite").is_file():
+            raise LedgerError(f"{out}: holds no campaign; expected a folder made by dal select")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(campaign_lock(out))
+            ledger = stack.enter_context(Ledger(out / "campaign.sqlite", must_exist=True))
+            if ledger.get("design") is None:
+                raise LedgerError(f"{out}: holds a run, not a campaign; expected a folder made by dal select")
+            campaign = cls(out, stack, ledger)
+            campaign._lock = stack.pop_all()
+            return campaign
+
+    def close(self) -> None:
+        """Close the ledger and let other processes in; closing twice is no error."""
+        self._lock.close()
+
+    def __enter__(self) -> Campaign:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------- out and in
+
+    def select(self, size: int | None = None) -> list[dict[str, Any]]:
+        """Choose the next batch and record it as issued.
+
+        Parameters
+        ----------
+        size : int, optional
+            Pairs; the settings' seed labels the first time and batch afterwards by default.
+
+        Returns
+        -------
+        list of dict
+            As `questions`; empty when no pair is left, the budget is spent, or too little would be gained.
+        """
+        before = len(self.study.issued.round)
+        with dn.single_threaded_blas():
+            self.study.issue(size)
+        return self.questions(range(before, len(self.study.issued.round)))
+
+    def open_questions(self) -> list[dict[str, Any]]:
+        """The questions without an answer, those given up left out."""
+        issued, study = self.study.issued, self.study
+        pairs = zip(issued.conversation.tolist(), issued.teacher.tolist(), strict=True)
+        done = study.withdrawn
+        return self.questions(k for k, p in enumerate(pairs) if p not in study.answers and p not in done)
+
+    def questions(self, positions: Iterable[int]) -> list[dict[str, Any]]:
+        """Issued pairs as they are shown: sides drawn at random for each, texts where they are known.
+
+        Parameters
+        ----------
+        positions : iterable of int
+            Places in the order of issuing.
+
+        Returns
+        -------
+        list of dict
+            ``conversation``, ``teacher``, ``gain``, ``round``, ``left_id``, ``right_id``, and with texts
+            ``prompt``, ``left``, ``right``.
+        """
+        issued, c, names = self.study.issued, self.study.conversations, self.study.teachers.names
+        rows = []
+        for k in positions:
+            i, swapped = int(issued.conversation[k]), bool(issued.swapped[k])
+            row: dict[str, Any] = {
+                "conversation": c.ids[i],
+                "teacher": names[issued.teacher[k]],
+                "gain": float(issued.gain[k]),
+                "round": int(issued.round[k]),
+            }
+            sides = ("b", "a") if swapped else ("a", "b")
+            if c.texts is not None and c.pairs is not None:
+                left, right = c.pairs[i][::-1] if swapped else c.pairs[i]
+                row["prompt"] = c.texts.prompts[c.prompt[i]]
+                row["left"], row["right"] = c.texts.completions[left], c.texts.completions[right]
+                sides = c.texts.completion_ids[left], c.texts.completion_ids[right]
+            row["left_id"], row["right_id"] = sides
+            rows.append(row)
+        return rows
+
+    def ingest(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[int, int]:
+        """Take answers back: all of them, or none when one does not fit.
+
+        Parameters
+        ----------
+        rows : iterable of (str, mapping)
+            Where the row stands, and its fields ``conversation``, ``teacher`` and ``answer``: "left", "right",
+            "tie", or "skip" to give the question up; empty, null or "draft" leaves it open. Other fields
+            are passed over.
+
+        Returns
+        -------
+        answers, given_up : int
+            How many of each were new; what is there already counts no more.
+
+        Raises
+        ------
+        AnswersRefused
+            Unknown names, a pair that was never issued, an unknown word, answers that contradict each other
+            or the ledger; every such row is listed.
+        """
+        reading = _Reading(self.study)
+        for where, row in rows:
+            reading.take(where, row)
+        if reading.problems:
+            raise AnswersRefused(reading.problems)
+        labels = [(i, j, y) for (i, j), (y, _) in reading.taken.items() if y is not None]
+        given_up = [pair for pair, (y, _) in reading.taken.items() if y is None]
+        new = self.ledger.answer(self.study.cell, labels, given_up)
+        self.study.refresh()
+        return new
+
+    def status(self) -> dict[str, Any]:
+        """Counts: rounds, issued, answered, given up, open."""
+        study = self.study
+        return {
+            "rounds": len(self.ledger.batches(study.cell)),
+            "issued": len(study.issued.round),
+            "answered": len(study.answers),
+            "given_up": len(study.withdrawn),
+            "open": study.waiting,
+        }
+
+
+class _Reading:
+    """Answers being read: what fits is taken down, what does not is listed."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.conversation = {name: i for i, name in enumerate(study.conversations.ids)}
+        self.teacher = {name: j for j, name in enumerate(study.teachers.names)}
+        issued = study.issued
+        keys = zip(issued.conversation.tolist(), issued.teacher.tolist(), strict=True)
+        self.swapped = dict(zip(keys, issued.swapped.tolist(), strict=True))
+        self.taken: dict[tuple[int, int], tuple[float | None, str]] = {}
+        self.problems: list[str] = []
+
+    def take(self, where: str, row: Mapping[str, Any]) -> None:
+        try:
+            self._take(where, row)
+        except ValueError as error:
+            self.problems.append(f"{where}: {error}")
+
+    def _take(self, where: str, row: Mapping[str, Any]) -> None:
+        for name in ("conversation", "teacher", "answer"):
+            if name not in row:
+                raise ValueError(f"field {name!r} is missing")
+        i, j = self.conversation.get(_text(row["conversation"])), self.teacher.get(_text(row["teacher"]))
+        if i is None:
+            raise ValueError(f"conversation {row['conversation']!r} is unknown")
+        if j is None:
+            raise ValueError(f"teacher {row['teacher']!r} is unknown")
+        if (i, j) not in self.swapped:
+            raise ValueError(f"conversation {row['conversation']!r} was never issued to {row['teacher']!r}")
+        word = _word(row["answer"])
+        if word in _STILL_OPEN:
+            return
+        label = None if word in _GIVEN_UP else _SIDES[word]
+        if label is not None and self.swapped[i, j]:
+            label = 1.0 - label
+        before, place = self.taken.setdefault((i, j), (label, where))
+        if before != label:
+            raise ValueError(f"another answer to the same question than in {place}")
+        self._check_ledger((i, j), label)
+
+    def _check_ledger(self, pair: tuple[int, int], label: float | None) -> None:
+        answered, gone = pair in self.study.answers, pair in self.study.withdrawn
+        if answered and self.study.answers[pair] != label:
+            raise ValueError("another answer to this question was taken before")
+        if gone and label is not None:
+            raise ValueError("this question was given up before")
+
+
+def _text(value: object) -> str:
+    """A name as text; whole numbers in decimal, so that 7 and "7" are the same."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    return str(value)
+
+
+def _word(value: object) -> str:
+    word = "" if value is None else value.strip().lower() if isinstance(value, str) else None
+    if word is None or not (word in _SIDES or word in _GIVEN_UP or word in _STILL_OPEN):
+        raise ValueError(f"answer {value!r} is unknown, expected left, right, tie or skip")
+    return word
+
+
+# ----------------------------------------------------------------------------- conversations kept in a folder
+
+_VECTORS, _NAMES = "conversations.safetensors", "conversations.jsonl"
+
+
+def save_conversations(
+    folder: str | os.PathLike[str], conversations: Conversations, teachers: Iterable[str]
+) -> None:
+    """Write conversations and teacher names so that `load_conversations` gives them back to the bit.
+
+    Parameters
+    ----------
+    folder : str or path
+        An existing folder.
+    conversations : Conversations
+    teachers : iterable of str
+    """
+    c = conversations
+    tensors: dict[str, NDArray[Any]] = {"category": c.category, "prompt": c.prompt, "gold": c.gold}
+    if c.completions is None:
+        tensors["differences"] = c.differences()
+    else:
+        assert c.prompt_offsets is not None and c.pairs is not None
+        tensors |= {"completions": c.completions, "prompt_offsets": c.prompt_offsets, "pairs": c.pairs}
+    out = Path(folder)
+    with atomic_write(out / _VECTORS, "wb") as file:
+        file.write(safetensors.numpy.save({k: np.array(v) for k, v in tensors.items()}))
+    write_jsonl(out / _NAMES, _name_rows(c, teachers))
+
+
+def _name_rows(c: Conversations, teachers: Iterable[str]) -> Iterable[dict[str, str]]:
+    for kind, names in (("teacher", teachers), ("category", c.category_names), ("conversation", c.ids)):
+        yield from ({"kind": kind, "name": name} for name in names)
+    if c.texts is not None:
+        yield from ({"kind": "prompt", "text": text} for text in c.texts.prompts)
+        rows = zip(c.texts.completion_ids, c.texts.completions, strict=True)
+        yield from ({"kind": "completion", "name": name, "text": text} for name, text in rows)
+
+
+def load_conversations(folder: str | os.PathLike[str]) -> tuple[Conversations, tuple[str, ...]]:
+    """Read what `save_conversations` wrote.
+
+    Parameters
+    ----------
+    folder : str or path
+
+    Returns
+    -------
+    conversations : Conversations
+    teachers : tuple of str
+
+    Raises
+    ------
+    ValueError
+        A file is missing or was damaged.
+    """
+    out = Path(folder)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _, row in read_json_lines(out / _NAMES):
+        found.setdefault(str(row.get("kind")), []).append(row)
+    names = {kind: [row.get("name") for row in rows] for kind, rows in found.items()}
+    try:
+        t = safetensors.numpy.load_file(out / _VECTORS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{out / _VECTORS}: cannot be read ({error})") from None
+    shared: dict[str, Any] = {
+        "category": t["category"],
+        "category_names": names.get("category", []),
+        "ids": names.get("conversation", []),
+        "gold": t["gold"],
+    }
+    teachers = tuple(str(name) for name in names.get("teacher", []))
+    if "differences" in t:
+        return Conversations.from_differences(t["differences"], prompt=t["prompt"], **shared), teachers
+    texts = None
+    if "prompt" in found:
+        texts = Texts(
+            [row["text"] for row in found["prompt"]],
+            [row["text"] for row in found["completion"]],
+            [row["name"] for row in found["completion"]],
+        )
+    made = Conversations.from_completions(
+        t["completions"], t["prompt_offsets"], t["pairs"], texts=texts, **shared
+    )
+    return made, teachers
+
+
+def _folder_digest(folder: Path) -> str:
+    return fingerprint(file_sha256(folder / _VECTORS), file_sha256(folder / _NAMES))

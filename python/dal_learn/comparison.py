@@ -1,0 +1,869 @@
+"""Comparisons: every method over every seed, resumable, in one process or several, with the same results.
+
+A *cell* is one method with one seed. Each is a `Study` with its own place in the ledger, so a run that was
+killed goes on where it stopped, and what comes out has the same bytes as without the kill (but for fields
+named ``seconds_*``).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+import dal_native as dn
+
+from ._files import atomic_write, write_csv, write_jsonl
+from ._ledger import Ledger, campaign_lock
+from .campaign import Design, Round, Study, split_by_prompt
+from .conversations import Conversations
+from .design import METHODS
+from .policy import (
+    PessimisticPolicy,
+    PolicyNotConverged,
+    confidence_radius,
+    greedy_policy,
+    mean_features,
+    pessimistic_policy,
+)
+from .reward import RewardModel
+from .teachers import ReplayedTeachers, SimulatedTeachers, Teachers, Votes
+
+__all__ = [
+    "BASELINES",
+    "Comparison",
+    "Problem",
+    "Simulation",
+    "compare",
+    "is_complete",
+    "paired_difference",
+    "policy_summary",
+    "teacher_table",
+    "write_results",
+    "write_study",
+]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Methods that need no truth, in the order of reports.
+BASELINES = tuple(name for name in METHODS if name not in ("dual", "oracle"))
+
+#: Version of results.json.
+RESULTS_FORMAT = 1
+
+#: Teachers shown one by one in a report; the others are added up.
+_TEACHERS_SHOWN = 24
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A known truth from which answers are drawn.
+
+    Parameters
+    ----------
+    reward : ndarray, (d,)
+        True theta.
+    rationality : ndarray, (m, C)
+        True rationalities.
+    lapse : float
+        Share of answers given by a coin.
+    names : tuple of str, optional
+        Names of the teachers.
+    """
+
+    reward: Floats
+    rationality: Floats
+    lapse: float = 0.0
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all methods share: the conversations, and who answers.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set.
+    conversations : Conversations
+    votes : Votes, optional
+        Recorded answers to replay.
+    simulation : Simulation, optional
+        The truth to draw answers from; exactly one of the two is given.
+
+    Raises
+    ------
+    ValueError
+        Both or neither of `votes` and `simulation` are given.
+
+    Examples
+    --------
+    >>> conversations = Conversations.from_differences([[1.0], [-1.0]])
+    >>> Problem("toy", conversations, votes=Votes([0, 1], [0, 0], [1, 0])).n_teachers
+    1
+    """
+
+    name: str
+    conversations: Conversations
+    votes: Votes | None = None
+    simulation: Simulation | None = None
+
+    def __post_init__(self) -> None:
+        if (self.votes is None) == (self.simulation is None):
+            raise ValueError("votes and simulation were both given or both left out, expected exactly one")
+
+    @property
+    def n_teachers(self) -> int:
+        """Number of teachers, m."""
+        if self.votes is not None:
+            return len(self.votes.teacher_names)
+        assert self.simulation is not None
+        return len(self.simulation.rationality)
+
+    @property
+    def truth(self) -> tuple[Floats, Floats] | None:
+        """True theta and rationalities, where they are known."""
+        return None if self.simulation is None else (self.simulation.reward, self.simulation.rationality)
+
+    def teachers(self, seed: int) -> Teachers:
+        """The teachers as this seed meets them."""
+        if self.votes is not None:
+            return ReplayedTeachers(self.votes, self.conversations, seed)
+        s = self.simulation
+        assert s is not None
+        return SimulatedTeachers(
+            self.conversations, s.reward, s.rationality, seed=seed, lapse=s.lapse, names=s.names
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over everything that results depend on."""
+        c = self.conversations
+        arrays: list[Any] = [c.category, c.prompt, c.gold, c.completions, c.pairs]
+        if c.completions is None:
+            arrays.append(c.differences())
+        if self.votes is not None:
+            v = self.votes
+            arrays += [v.conversation, v.teacher, v.label, v.repetition]
+        if self.simulation is not None:
+            s = self.simulation
+            arrays += [s.reward, s.rationality, np.array([s.lapse])]
+        digest = hashlib.sha256()
+        for array in arrays:
+            values = np.zeros(0) if array is None else np.ascontiguousarray(array)
+            digest.update(f"{values.dtype.str}{values.shape}".encode())
+            digest.update(values.data if values.size else b"")
+        names = [c.category_names, c.ids, self.votes.teacher_names if self.votes is not None else None]
+        digest.update(json.dumps([self.name, *names]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how.
+
+    Parameters
+    ----------
+    design : Design
+        Shared by all cells; its method and seed are replaced in each.
+    methods : tuple of str
+        Which methods, the reports' order.
+    seeds : int
+        Seeds 0 to seeds - 1.
+    holdout : float
+        Share of the prompts held out for accuracy, split anew for each seed.
+    delta : float
+        Probability that the ellipsoid behind the pessimistic policy misses the truth.
+    radius : float, optional
+        Radius of that ellipsoid, in place of `delta`.
+    """
+
+    design: Design = field(default_factory=Design)
+    methods: tuple[str, ...] = ("dual", *BASELINES)
+    seeds: int = 5
+    holdout: float = 0.3
+    delta: float = 0.1
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            what = repr(unknown[0]) if unknown else "nothing"
+            raise ValueError(f"methods holds {what}, expected some of {', '.join(METHODS)}")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods holds a name twice, expected each once")
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds!r}, expected a whole number of at least 1")
+        if not 0.0 <= self.holdout < 1.0:
+            raise ValueError(f"holdout is {self.holdout!r}, expected a share of at least 0 and below 1")
+        if not 0.0 < self.delta < 1.0:
+            raise ValueError(f"delta is {self.delta!r}, expected a probability above 0 and below 1")
+        if self.radius is not None and not (np.isfinite(self.radius) and self.radius >= 0):
+            raise ValueError(f"radius is {self.radius!r}, expected a finite number of at least 0")
+
+    @property
+    def main(self) -> str:
+        """The method whose first seed gives the top-level files."""
+        return "dual" if "dual" in self.methods else self.methods[0]
+
+    def rounds(self) -> int:
+        """Rounds of one cell when nothing ends it early."""
+        d = self.design
+        return -(-(d.budget - d.seed_labels) // d.batch) + (d.seed_labels > 0)
+
+
+# ------------------------------------------------------------------------------------------------- the cells
+
+
+def _cell(method: str, seed: int) -> str:
+    return f"{method}/{seed}"
+
+
+def _common(problem: Problem, comparison: Comparison, ledger: Ledger, seed: int) -> None:
+    """The common parameters of a seed: the truth, or a fit to every training vote. Stored once."""
+    if problem.votes is None or ledger.array(f"common/{seed}/reward") is not None:
+        return
+    c, votes = problem.conversations, problem.votes
+    train, _ = split_by_prompt(c.prompt, comparison.holdout, seed)
+    training = np.zeros(c.n, bool)
+    training[train] = True
+    v = votes.subset(training[votes.conversation])
+    model = RewardModel(
+        ridge=comparison.design.ridge,
+        rationality_scale=comparison.design.rationality_scale,
+        method=comparison.design.fit,
+    ).fit(
+        c.differences(v.conversation),
+        v.label,
+        teacher=v.teacher,
+        category=c.category[v.conversation],
+        n_teachers=problem.n_teachers,
+        n_categories=c.n_categories,
+    )
+    ledger.store_array(f"common/{seed}/rationality", model.rationality_)
+    ledger.store_array(f"common/{seed}/votes", np.array([len(v)], np.float64))
+    ledger.store_array(f"common/{seed}/reward", model.coef_)  # last: it says that the others are there
+
+
+def _study(problem: Problem, comparison: Comparison, ledger: Ledger, method: str, seed: int) -> Study:
+    """The study of one cell, at the point where its ledger says it is."""
+    train, held_out = split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
+    common = problem.truth
+    if common is None:
+        reward = ledger.array(f"common/{seed}/reward")
+        rationality = ledger.array(f"common/{seed}/rationality")
+        assert reward is not None and rationality is not None
+        common = reward, rationality
+    return Study(
+        problem.conversations,
+        problem.teachers(seed),
+        dataclasses.replace(comparison.design, method=method, seed=seed),
+        train=train,
+        held_out=held_out,
+        truth=problem.truth,
+        common=common,
+        ledger=ledger,
+        cell=_cell(method, seed),
+    )
+
+
+def _run_cell(
+    problem: Problem,
+    comparison: Comparison,
+    ledger: Ledger,
+    method: str,
+    seed: int,
+    progress: Callable[[Round], None] | None = None,
+) -> None:
+    """One cell from where it stands to its end."""
+    with dn.single_threaded_blas():  # so that the bits do not depend on how many threads BLAS takes
+        study = _study(problem, comparison, ledger, method, seed)
+        study.run(progress)
+    if study.waiting:
+        raise RuntimeError(f"{method}, seed {seed}: {study.waiting} answers are missing")
+    curve = [_without_seconds(r) for r in study.rounds]
+    last = study.rounds[-1] if study.rounds else None
+    conversation, teacher, _ = study.labelled()
+    count = np.zeros((problem.n_teachers, problem.conversations.n_categories), np.int64)
+    np.add.at(count, (teacher, problem.conversations.category[conversation]), 1)
+    ledger.finish(
+        _cell(method, seed),
+        {
+            "labels": len(study.answers),
+            "accuracy": last.accuracy if last else None,
+            "log_loss": last.log_loss if last else None,
+            "log_det": last.log_det if last else None,
+            "direction_error": last.direction_error if last else None,
+            "curve": curve,
+            "asked": [[int(j), int(c), int(count[j, c])] for j, c in np.argwhere(count)],
+            "seconds_selecting": sum(r.seconds_selecting for r in study.rounds),
+            "seconds_fitting": sum(r.seconds_fitting for r in study.rounds),
+        },
+    )
+
+
+def _without_seconds(r: Round) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(r).items() if not k.startswith("seconds_")}
+
+
+_shared: dict[str, Any] = {}  # of a worker process
+
+
+def _start_worker(problem: Problem, comparison: Comparison, path: str, threads: int) -> None:
+    dn.set_threads(threads)
+    _shared.update(problem=problem, comparison=comparison, ledger=Ledger(path))
+
+
+def _work(task: tuple[str | None, int]) -> tuple[str | None, int]:
+    method, seed = task
+    if method is None:
+        with dn.single_threaded_blas():
+            _common(_shared["problem"], _shared["comparison"], _shared["ledger"], seed)
+    else:
+        _run_cell(_shared["problem"], _shared["comparison"], _shared["ledger"], method, seed)
+    return task
+
+
+def compare(
+    problem: Problem,
+    comparison: Comparison,
+    folder: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    force: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Run every method over every seed, and write what came out, all but `write_results`.
+
+    Parameters
+    ----------
+    problem : Problem
+    comparison : Comparison
+    folder : str or path
+        Where the ledger and the results go; made if it does not exist, other files in it are left alone.
+    workers : int, default 1
+        Processes; the results are the same for any number.
+    force : bool, default False
+        Start anew in a folder that holds a complete run, or an unfinished one of other settings.
+    progress : callable, optional
+        Called with (rounds done, rounds in all, what).
+
+    Returns
+    -------
+    dict
+        The content of results.json.
+
+    Raises
+    ------
+    ValueError
+        The problem does not fit the settings, or the folder holds another run.
+    """
+    if "oracle" in comparison.methods and problem.truth is None:
+        raise ValueError("methods holds 'oracle', which needs a simulation; expected methods without it")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers is {workers!r}, expected a whole number of at least 1")
+    for seed in range(comparison.seeds):  # a split that cannot be made is refused before anything is written
+        split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
+    out = Path(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be made ({error.strerror})") from None
+    with campaign_lock(out):
+        _prepare_folder(out, problem, comparison, force)
+        with Ledger(out / "campaign.sqlite") as ledger:
+            ledger.set("run", _identity(problem, comparison))
+            _run_cells(problem, comparison, ledger, workers, progress)
+            return _finish(problem, comparison, ledger, out)
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Whether this folder holds the results of a finished run of ours."""
+    try:
+        with open(Path(folder) / "results.json", encoding="utf-8") as file:
+            return json.loads(file.read(1 << 28)).get("made_by") == "dal-native"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _identity(problem: Problem, comparison: Comparison) -> dict[str, Any]:
+    """What a resumed run must agree on."""
+    settings = dataclasses.asdict(comparison)
+    return {
+        "problem": problem.digest(),
+        "settings": json.loads(json.dumps(settings)),
+        "version": dn.__version__,
+    }
+
+
+def _prepare_folder(out: Path, problem: Problem, comparison: Comparison, force: bool) -> None:
+    """Refuse to mix runs; with force, clear away the old one."""
+    path = out / "campaign.sqlite"
+    if is_complete(out) and not force:
+        raise ValueError(f"{out}: holds a complete run; use --force to replace it, or another folder")
+    if not path.exists():
+        return
+    if not force:
+        with Ledger(path) as ledger:
+            found = ledger.get("run")
+        if found not in (None, _identity(problem, comparison)):
+            raise ValueError(
+                f"{out}: holds an unfinished run of other data or settings; "
+                "use --force to replace it, or another folder"
+            )
+        return
+    with contextlib.suppress(FileNotFoundError):
+        (out / "results.json").unlink()
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            (out / f"campaign.sqlite{suffix}").unlink()
+
+
+def _run_cells(
+    problem: Problem,
+    comparison: Comparison,
+    ledger: Ledger,
+    workers: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """Every cell that is not finished yet, seed after seed."""
+    finished = ledger.finished()
+    cells = [(method, seed) for seed in range(comparison.seeds) for method in comparison.methods]
+    left = [(method, seed) for method, seed in cells if _cell(method, seed) not in finished]
+    per_cell = comparison.rounds()
+    done, total = (len(cells) - len(left)) * per_cell, len(cells) * per_cell
+
+    def tell(rounds: int, what: str) -> None:
+        nonlocal done
+        done += rounds
+        if progress is not None:
+            progress(min(done, total), total, what)
+
+    seeds = sorted({seed for _, seed in left})
+    if workers == 1 or len(left) <= 1:
+        for seed in seeds:
+            with dn.single_threaded_blas():
+                _common(problem, comparison, ledger, seed)
+            for method in (method for method, s in left if s == seed):
+                before, what = done, _cell(method, seed)
+                ran = len(ledger.rounds(what))
+                tell(ran, what)
+                _run_cell(problem, comparison, ledger, method, seed, lambda _, what=what: tell(1, what))
+                tell(before + per_cell - done, what)  # a cell may end early
+        return
+    threads = max(1, dn.capabilities()["cpus"] // workers)
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit threads that are not there
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, context, _start_worker, (problem, comparison, ledger.path, threads)
+    )
+    try:
+        list(pool.map(_work, [(None, seed) for seed in seeds]))
+        futures = [pool.submit(_work, task) for task in left]
+        for future in concurrent.futures.as_completed(futures):
+            method, seed = future.result()
+            tell(per_cell, _cell(str(method), seed))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --------------------------------------------------------------------------------------------- what came out
+
+
+def _finish(problem: Problem, comparison: Comparison, ledger: Ledger, out: Path) -> dict[str, Any]:
+    """All files but results.json and the report, and the content of results.json."""
+    finished = ledger.finished()
+    seeds = range(comparison.seeds)
+    cells = {m: [finished[_cell(m, seed)] for seed in seeds] for m in comparison.methods}
+    with dn.single_threaded_blas():
+        study = _study(problem, comparison, ledger, comparison.main, 0)
+        study.restore_model()
+        results = _results(problem, comparison, cells)
+        if problem.votes is not None:
+            results["all_votes"] = _all_votes(problem, comparison, ledger)
+        results.update(write_study(out, study, comparison))
+    write_csv(out / "results.csv", _RESULTS_COLUMNS, _result_rows(results))
+    return results
+
+
+def _results(
+    problem: Problem, comparison: Comparison, cells: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """results.json without what the main study adds."""
+    c = problem.conversations
+    methods = {name: _method_results(rows) for name, rows in cells.items()}
+    return {
+        "made_by": "dal-native",
+        "format": RESULTS_FORMAT,
+        "version": dn.__version__,
+        "dataset": problem.name,
+        "answers": "replayed" if problem.votes is not None else "simulated",
+        "sizes": {
+            "conversations": c.n,
+            "prompts": len(np.unique(c.prompt)),
+            "completions": None if c.completions is None else len(c.completions),
+            "features": c.d,
+            "teachers": problem.n_teachers,
+            "categories": list(c.category_names),
+            "admissible": None if problem.votes is None else int(problem.teachers(0).admissible().nnz),  # type: ignore[union-attr]
+        },
+        "budget": comparison.design.budget,
+        "settings": {
+            **dataclasses.asdict(comparison.design),
+            "methods": list(comparison.methods),
+            "seeds": comparison.seeds,
+            "holdout": comparison.holdout,
+        },
+        "methods": methods,
+        "comparison": _against(methods, "uniform"),
+        "asked": {name: _asked(rows, problem) for name, rows in cells.items()},
+    }
+
+
+_PER_SEED = (
+    "accuracy", "log_loss", "log_det", "direction_error", "labels", "seconds_selecting", "seconds_fitting",
+)  # fmt: skip
+_RESULTS_COLUMNS = ("method", "seed", *_PER_SEED)
+
+
+def _method_results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One value per seed, and the curves."""
+    result: dict[str, Any] = {name: [row[name] for row in rows] for name in _PER_SEED}
+    efficiency = [r["d_efficiency"] for row in rows for r in row["curve"] if r["d_efficiency"] is not None]
+    result["smallest_d_efficiency"] = min(efficiency, default=None)
+    result["curve"] = {
+        name: [[r[name] for r in row["curve"]] for row in rows]
+        for name in ("labels", "accuracy", "log_loss", "log_det", "direction_error")
+    }
+    return result
+
+
+def _result_rows(results: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [name, seed, *(values[column][seed] for column in _PER_SEED)]
+        for name, values in results["methods"].items()
+        for seed in range(len(values["accuracy"]))
+    ]
+
+
+def _asked(rows: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, Any]:
+    """How often whom about which category, added over seeds; the busiest teachers by name."""
+    names = problem.teachers(0).names
+    count = np.zeros((len(names), problem.conversations.n_categories), np.int64)
+    for row in rows:
+        for j, c, k in row["asked"]:
+            count[j, c] += k
+    total = count.sum(axis=1)
+    order = np.argsort(-total, kind="stable")[:_TEACHERS_SHOWN]
+    shown = np.sort(order) if len(names) <= _TEACHERS_SHOWN else order[total[order] > 0]
+    return {
+        "teachers": [names[j] for j in shown],
+        "count": count[shown].tolist(),
+        "others": (count.sum(axis=0) - count[shown].sum(axis=0)).tolist(),
+        "teachers_asked": int((total > 0).sum()),
+    }
+
+
+def _all_votes(problem: Problem, comparison: Comparison, ledger: Ledger) -> dict[str, Any]:
+    """What a fit to every training vote reaches: the most that this data and this model can show."""
+    accuracy, log_loss, labels = [], [], []
+    for seed in range(comparison.seeds):
+        study = _study(problem, comparison, ledger, comparison.main, seed)
+        reward, count = ledger.array(f"common/{seed}/reward"), ledger.array(f"common/{seed}/votes")
+        assert reward is not None and count is not None
+        a, b = study.measure(reward)
+        accuracy.append(a)
+        log_loss.append(b)
+        labels.append(int(count[0]))
+    return {"accuracy": accuracy, "log_loss": log_loss, "labels": labels}
+
+
+def paired_difference(values: ArrayLike, against: ArrayLike) -> dict[str, Any]:
+    """Mean difference over seeds with its 95 % t-interval, and in how many seeds it is above or below 0.
+
+    Parameters
+    ----------
+    values, against : array_like, (S,)
+        One number per seed, the same seeds in both.
+
+    Returns
+    -------
+    dict
+        ``mean``, ``low``, ``high`` (None for a single seed), ``wins``, ``losses``, ``seeds``.
+
+    Examples
+    --------
+    >>> d = paired_difference([0.75, 0.875, 0.875], [0.5, 0.625, 0.875])
+    >>> round(d["mean"], 3), round(d["low"], 3), d["wins"]
+    (0.167, -0.192, 2)
+    """
+    difference = np.asarray(values, np.float64) - np.asarray(against, np.float64)
+    k = len(difference)
+    mean = float(np.mean(difference))
+    half = None
+    if k > 1:
+        half = float(special.stdtrit(k - 1, 0.975) * np.std(difference, ddof=1) / np.sqrt(k))
+    return {
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+        "wins": int((difference > 0).sum()),
+        "losses": int((difference < 0).sum()),
+        "seeds": k,
+    }
+
+
+def _against(methods: Mapping[str, Mapping[str, Any]], base: str) -> dict[str, Any] | None:
+    """Paired differences of every method's accuracy and log det from the base method's."""
+    if base not in methods:
+        return None
+    result: dict[str, Any] = {"against": base}
+    for measure in ("accuracy", "log_det"):
+        rows = {}
+        for name, values in methods.items():
+            both = values[measure], methods[base][measure]
+            if name != base and None not in both[0] and None not in both[1]:
+                rows[name] = paired_difference(*both)
+        result[measure] = rows
+    return result
+
+
+def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Write results.json: the last file of a run, whose presence says that the run is complete.
+
+    Parameters
+    ----------
+    folder : str or path
+    results : dict
+        As `compare` returns it.
+    """
+    with atomic_write(Path(folder) / "results.json") as file:
+        json.dump(results, file, indent=1, allow_nan=False, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_study(folder: str | os.PathLike[str], study: Study, comparison: Comparison) -> dict[str, Any]:
+    """Write one study's picks, reward, teachers and policy; returns what results.json says of them.
+
+    Parameters
+    ----------
+    folder : str or path
+    study : Study
+        With at least one answer.
+    comparison : Comparison
+        For the radius of the policy.
+
+    Returns
+    -------
+    dict
+        ``teachers`` and ``policy``.
+    """
+    out = Path(folder)
+    write_jsonl(out / "picks.jsonl", study.picks())
+    if study.model is None:
+        raise ValueError("the study has no answer yet, expected at least one to fit a reward")
+    study.model.save(out / "reward.safetensors")
+    truth = None if study.truth is None else study.truth[1]
+    rows = teacher_table(
+        study.model, study.conversations, study.teachers.names, *study.labelled(), rationality=truth
+    )
+    write_csv(out / "teachers.csv", TEACHER_COLUMNS, ([row[k] for k in TEACHER_COLUMNS] for row in rows))
+    summary, choices = policy_summary(
+        study.conversations,
+        study.model,
+        delta=comparison.delta,
+        radius=comparison.radius,
+        reward=None if study.truth is None else study.truth[0],
+    )
+    if choices:
+        write_jsonl(out / "policy.jsonl", choices)
+    return {"teachers": _shown_teachers(rows), "policy": summary}
+
+
+TEACHER_COLUMNS = (
+    "teacher", "category", "votes", "rationality", "low", "high", "standard_error", "agreement_with_gold",
+    "agreement_with_reward", "true_rationality",
+)  # fmt: skip
+
+
+def teacher_table(
+    model: RewardModel,
+    conversations: Conversations,
+    names: Sequence[str],
+    conversation: Integers,
+    teacher: Integers,
+    label: Floats,
+    rationality: Floats | None = None,
+) -> list[dict[str, Any]]:
+    """What the answers say about each teacher in each category.
+
+    Parameters
+    ----------
+    model : RewardModel
+        Fitted.
+    conversations : Conversations
+    names : sequence of str, (m,)
+    conversation, teacher, label : ndarray, (T,)
+        The answers the model was fitted to.
+    rationality : ndarray, (m, C), optional
+        The truth, in a simulation.
+
+    Returns
+    -------
+    list of dict
+        One for each category of each teacher with an answer, keys `TEACHER_COLUMNS`: estimated rationality
+        with its 95 % interval, and the share of answers other than ties that agree with the gold label and
+        with the fitted reward. A category without answers of the teacher shows what the prior says.
+    """
+    beta, interval, error = model.rationality_, model.rationality_interval_, model.rationality_se_
+    category = conversations.category[conversation]
+    margin = conversations.differences(conversation) @ model.coef_
+    said = np.sign(label - 0.5)
+    with_gold = said * np.sign(np.nan_to_num(conversations.gold[conversation], nan=0.5) - 0.5)
+    with_reward = said * np.sign(margin)
+    shape = (len(names), conversations.n_categories)
+    votes, gold_right, gold_all, own_right, own_all = (np.zeros(shape) for _ in range(5))
+    for total, amount in (
+        (votes, np.ones(len(label))),
+        (gold_right, with_gold > 0),
+        (gold_all, with_gold != 0),
+        (own_right, with_reward > 0),
+        (own_all, with_reward != 0),
+    ):
+        np.add.at(total, (teacher, category), amount)
+    return [
+        {
+            "teacher": names[j],
+            "category": conversations.category_names[c],
+            "votes": int(votes[j, c]),
+            "rationality": float(beta[j, c]),
+            "low": float(interval[j, c, 0]),
+            "high": float(interval[j, c, 1]),
+            "standard_error": float(error[j, c]),
+            "agreement_with_gold": _share(gold_right[j, c], gold_all[j, c]),
+            "agreement_with_reward": _share(own_right[j, c], own_all[j, c]),
+            "true_rationality": None if rationality is None else float(rationality[j, c]),
+        }
+        for j in np.flatnonzero(votes.sum(axis=1)).tolist()
+        for c in range(shape[1])
+    ]
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def _shown_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the teachers with most answers, for the report."""
+    votes: dict[str, int] = {}
+    for row in rows:
+        votes[row["teacher"]] = votes.get(row["teacher"], 0) + row["votes"]
+    shown = set(sorted(votes, key=lambda name: -votes[name])[:_TEACHERS_SHOWN])
+    return [dict(row) for row in rows if row["teacher"] in shown]
+
+
+def policy_summary(
+    conversations: Conversations,
+    model: RewardModel,
+    *,
+    delta: float = 0.1,
+    radius: float | None = None,
+    reward: Floats | None = None,
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The pessimistic policy beside the greedy one.
+
+    Parameters
+    ----------
+    conversations : Conversations
+        Every prompt and completion is used, also those held out.
+    model : RewardModel
+        Fitted.
+    delta, radius : float
+        Radius of the ellipsoid, from its probability of missing the truth or set by hand.
+    reward : ndarray, (d,), optional
+        The truth, in a simulation.
+
+    Returns
+    -------
+    summary : dict or None
+        None where only differences are known.
+    choices : list of dict
+        One for each prompt.
+    """
+    c = conversations
+    if c.completions is None or c.prompt_offsets is None:
+        return None, []
+    gamma = confidence_radius(c.d, delta) if radius is None else radius
+    shared = (c.completions, c.prompt_offsets, model.coef_)
+    greedy = greedy_policy(*shared, M=model.information_, radius=gamma, reference="mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyNotConverged)  # the gap is reported
+        careful = pessimistic_policy(
+            *shared, model.information_, gamma, reference="mean", tol=1e-4 * max(1.0, abs(greedy.value))
+        )
+    summary: dict[str, Any] = {
+        "radius": gamma,
+        "delta": delta if radius is None else None,
+        "reference": "mean of each prompt's completions",
+        "prompts": len(c.prompt_offsets) - 1,
+        "completions": len(c.completions),
+        "prompts_where_choices_differ": int((careful.choice != greedy.choice).sum()),
+        "pessimistic": _policy_figures(c, careful, reward),
+        "greedy": _policy_figures(c, greedy, reward),
+    }
+    return summary, _policy_rows(c, careful, greedy)
+
+
+def _policy_figures(c: Conversations, policy: PessimisticPolicy, reward: Floats | None) -> dict[str, Any]:
+    """Estimated value and its lower bound; the true loss where the truth is known."""
+    assert c.completions is not None and c.prompt_offsets is not None
+    figures: dict[str, Any] = {
+        "value": policy.value,
+        "lower_bound": policy.lower_bound,
+        "duality_gap": policy.duality_gap if np.isfinite(policy.duality_gap) else None,
+        "gold_wins": _gold_wins(c, c.prompt_offsets[:-1] + policy.choice),
+    }
+    if reward is not None:
+        best = greedy_policy(c.completions, c.prompt_offsets, reward, reference="mean")
+        x = mean_features(c.completions, c.prompt_offsets, policy.probability) - policy.reference
+        figures["true_value"] = float(x @ reward)
+        figures["true_loss"] = best.value - figures["true_value"]
+    return figures
+
+
+def _gold_wins(c: Conversations, chosen: Integers) -> float | None:
+    """Share of the gold comparisons with a chosen completion that it wins (ties out)."""
+    assert c.pairs is not None and c.completions is not None
+    pick = np.zeros(len(c.completions), bool)
+    pick[chosen] = True
+    known = (c.gold == 0.0) | (c.gold == 1.0)
+    one = known & (pick[c.pairs[:, 0]] != pick[c.pairs[:, 1]])
+    return _share(float((pick[c.pairs[one, 1]] == (c.gold[one] == 1.0)).sum()), float(one.sum()))
+
+
+def _policy_rows(
+    c: Conversations, careful: PessimisticPolicy, greedy: PessimisticPolicy
+) -> list[dict[str, Any]]:
+    assert c.prompt_offsets is not None
+    rows = []
+    for p, start in enumerate(c.prompt_offsets[:-1].tolist()):
+        a, b = int(careful.choice[p]), int(greedy.choice[p])
+        row: dict[str, Any] = {"prompt": p, "choice": a, "probability": float(careful.probability[start + a])}
+        if c.texts is not None:
+            row["prompt_text"] = c.texts.prompts[p]
+            row["choice_id"] = c.texts.completion_ids[start + a]
+            row["choice_text"] = c.texts.completions[start + a]
+        rows.append({**row, "greedy_choice": b})
+    return rows
