@@ -57,7 +57,7 @@ class Batch:
     gain : ndarray of float64, (B,)
         log1p(w h) of each pick at its step, in nats.
     counters : dict
-        Rows streamed, rescored and refreshed, stages taken, whether pairs were exhausted.
+        ``rows_streamed``, ``rows_rescored``, ``refreshes``, ``stages`` taken, and ``exhausted``.
     certificate : dict
         ``slack``: no batch gains more than ``log_det_bound`` = log_det_gain + slack;
         ``d_efficiency`` = gain / bound and ``d_efficiency_dimension`` = exp(-slack / d), rounded down.

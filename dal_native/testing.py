@@ -137,7 +137,7 @@ def make_problem(
     category = rng.integers(0, n_categories, n)
     rationality = rng.lognormal(0.0, 0.7, (m, n_categories))
     reward = rng.standard_normal(d)
-    reward *= 2.0 / max(1e-3, float(np.std(x @ reward)) if len(x) else 1.0)
+    reward *= 2.0 / (1e-3 + float(np.sqrt(np.sum((x @ reward) ** 2) / max(1, len(x)))))  # margins of size 2
     seen = x[n:]
     weight = rng.uniform(0.01, 0.25, labels)
     matrix = ridge * np.eye(d) + (seen * weight[:, None]).T @ seen
@@ -318,7 +318,7 @@ class OracleGreedy:
             for i, j in options["candidates"]:
                 listed[i, j] = True
             self.open &= listed
-        for i, j in options.get("exclude") or ():
+        for i, j in options.get("exclude", ()):
             self.open[i, slice(None) if j == -1 else j] = False
         capacity = options.get("capacity")
         self.capacity = np.full(m, n * m) if capacity is None else np.array(capacity, np.int64)

@@ -6,6 +6,8 @@ depends on the argument ``threads``, so results have the same bits for any numbe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,13 @@ TIE = 1e-12
 DRIFT = 1e-9
 
 
+@contextmanager
+def _float64() -> Iterator[None]:
+    """BLAS at one thread, and silent overflow: callers check what comes out and name the conversation."""
+    with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
+        yield
+
+
 def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:
     """Index of the first row that holds NaN or infinity, or -1."""
     step = max(1, BLOCK_NUMBERS // rows.shape[1])
@@ -41,21 +50,23 @@ def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:
 
 def margin(pool: Pool, reward: Floats, out: Floats, threads: int) -> None:
     """u_i = x_i' theta."""
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in pool.blocks():
             out[start:stop] = x @ reward
 
 
 def choice_probability(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
     """P(a1 preferred) = s(beta u) = 1 / (1 + exp(-beta u)), without overflow."""
-    t = rationality * margin
-    e = np.exp(-np.abs(t))  # in (0, 1]
+    with np.errstate(over="ignore"):
+        t = rationality * margin
+    e = np.exp(-np.abs(t))  # in [0, 1]
     np.divide(np.where(t >= 0, 1.0, e), 1.0 + e, out=out)
 
 
 def choice_weight(margin: Floats, rationality: Floats, out: Floats, threads: int) -> None:
     """w = beta^2 s(beta u) (1 - s(beta u)) = beta^2 e / (1 + e)^2 with e = exp(-|beta u|)."""
-    e = np.exp(-np.abs(rationality * margin))
+    with np.errstate(over="ignore"):
+        e = np.exp(-np.abs(rationality * margin))
     np.multiply(np.square(rationality), e / np.square(1.0 + e), out=out)
 
 
@@ -96,7 +107,7 @@ def _leverage(x: Floats, factor: Floats) -> Floats:
 
 def leverage(pool: Pool, factor: Floats, conversations: Integers | None, out: Floats, threads: int) -> None:
     """h_i = x_i' M^-1 x_i = |L^-1 x_i|^2."""
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in _blocks(pool, conversations):
             out[start:stop] = _leverage(x, factor)
 
@@ -121,7 +132,7 @@ def information_gain(
     threads: int,
 ) -> None:
     """gain(i, j) = log det(M + w_ij x_i x_i') - log det M = log1p(w_ij h_i)."""
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in _blocks(pool, conversations):
             index = np.arange(start, stop) if conversations is None else conversations[start:stop]
             w = _weights(x @ reward, rationality, pool.category_of(index))
@@ -131,7 +142,7 @@ def information_gain(
 def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, threads: int) -> None:
     """M = ridge I + sum_i w_i x_i x_i'."""
     out[:] = ridge * np.eye(pool.d)
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in pool.blocks():
             root = (
                 np.sqrt(weight[start:stop])[:, None] * x
@@ -141,7 +152,7 @@ def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, th
 
 def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:
     """h_i <- max(0, h_i - coefficient (x_i' direction)^2)   (Sherman-Morrison)."""
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in pool.blocks():
             out[start:stop] = np.maximum(0.0, out[start:stop] - coefficient * np.square(x @ direction))
 
@@ -159,7 +170,7 @@ def bradley_terry_loss(
     """sum_t v_t (-y log s(b_t u_t) - (1 - y) log s(-b_t u_t)), and its gradients in theta and in each b_t."""
     loss = 0.0
     out_gradient[:] = 0.0
-    with single_threaded_blas():
+    with _float64():
         for start, stop, x in pool.blocks():
             y, b, v = choice[start:stop], rationality[start:stop], sample_weight[start:stop]
             u = x @ reward
@@ -183,7 +194,7 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
     Leverages follow the picks by rank-one updates; rows that could win within the drift of those updates are
     evaluated anew, one by one, from a fresh factor of M, so that identical rows get identical bits.
     """
-    with single_threaded_blas():
+    with _float64():
         return _Greedy(problem).run()
 
 
@@ -239,7 +250,7 @@ class _Greedy:
             "counters": {
                 "rows_streamed": n * (3 + len(picks)),
                 "rows_rescored": self.rescored,
-                "rows_refreshed": n * len(picks),
+                "refreshes": n * len(picks),
                 "stages": ["dense"],
             },
         }
