@@ -9,8 +9,10 @@ namespace dal {
 namespace DAL_LEVEL {
 
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride) {
-  Full<double> sum[kTileRows][2];
-  multiply_tile(left, right, depth, sum);
+  const double* rows[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) rows[r] = left + r;
+  Tile<double, 2> sum;
+  multiply_tile<2>(rows, kTileRows, right, depth, sum);
   for (int r = 0; r < kTileRows; ++r)
     for (int half = 0; half < 2; ++half) {
       double* to = out + r * stride + half * kLanes<double>;

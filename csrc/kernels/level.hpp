@@ -27,11 +27,13 @@ void rotate(double c, double s, int64_t count, double* x, double* y);
 int64_t packed_factor_size(int64_t d, bool single);
 void pack_factor_double(const double* w, int64_t d, double* packed);
 void pack_factor_float(const double* w, int64_t d, double scale, float* packed);
-int64_t packed_rows_size(int64_t n, int64_t d, bool single);
-void whitened_squares_double(const double* rows, int64_t n, int64_t d, const double* packed, double* scratch,
-                             double* square);
-void whitened_squares_float(const float* rows, int64_t n, int64_t d, const float* packed, float* scratch,
-                            double* square);
+void whitened_squares_double(const double* rows, int64_t n, int64_t d, const double* packed, double* square);
+void whitened_squares_float(const float* rows, int64_t n, int64_t d, const float* packed, double* square);
+
+int64_t screen_columns(int64_t wanted);
+void pack_directions(const float* directions, int64_t columns, int64_t d, float* packed);
+void screen(const float* rows, int64_t n, int64_t d, const float* packed, int64_t columns, const float* coefficient,
+            int64_t margin_column, double* combined, double* margin, double* square);
 
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 

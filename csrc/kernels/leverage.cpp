@@ -1,12 +1,13 @@
 // h_i = x_i' M^-1 x_i = |W x_i|^2 with M = L L', W = L^-1 lower triangular.
 //
 // Work: n d^2 / 2 multiply-adds, half of a full product, because column panel k0 of W' has only k0 + width rows.
-// Nothing of size n x d is stored: a tile of whitened values is squared and added while it is in registers.
+// Nothing of size n x d is stored: a tile of whitened values is squared and added while it is in registers. Rows are
+// read in place, one broadcast per element and panel.
 //
-// Layouts. packed factor: panels of kTileColumns outputs k, each [j][k - k0] for j < min(d, k0 + columns), zeros
-// above the diagonal and past d. packed rows: tiles of kTileRows rows, each [j][row], zeros past n.
-// Accumulators have the type of the product; squares are added in float64. The float version feeds certified upper
-// bounds only (see operations/bounds.hpp for the error term), the double version is the reported leverage.
+// Layout of the packed factor: panels of kTileColumns outputs k, each [j][k - k0] for j < min(d, k0 + columns), zeros
+// above the diagonal and past d. Accumulators have the type of the product; squares are added in float64 across panels.
+// The float version feeds certified upper bounds only (operations/bounds.cpp has the error term), the double version
+// is the reported leverage.
 #include "kernels/level.hpp"
 #include "kernels/tile.hpp"
 
@@ -15,54 +16,36 @@ namespace DAL_LEVEL {
 namespace {
 
 template <class T>
+int64_t panel_depth(int64_t k0, int64_t d) {
+  return k0 + kTileColumns<T> < d ? k0 + kTileColumns<T> : d;
+}
+
+template <class T>
 int64_t factor_size(int64_t d) {
   int64_t size = 0;
-  for (int64_t k0 = 0; k0 < d; k0 += kTileColumns<T>) {
-    const int64_t depth = k0 + kTileColumns<T> < d ? k0 + kTileColumns<T> : d;
-    size += depth * kTileColumns<T>;
-  }
+  for (int64_t k0 = 0; k0 < d; k0 += kTileColumns<T>) size += panel_depth<T>(k0, d) * kTileColumns<T>;
   return size;
 }
 
 template <class T>
 void pack_factor(const double* w, int64_t d, double scale, T* packed) {
-  for (int64_t k0 = 0; k0 < d; k0 += kTileColumns<T>) {
-    const int64_t depth = k0 + kTileColumns<T> < d ? k0 + kTileColumns<T> : d;
-    for (int64_t j = 0; j < depth; ++j)
-      for (int64_t c = 0; c < kTileColumns<T>; ++c) {
-        const int64_t k = k0 + c;
+  for (int64_t k0 = 0; k0 < d; k0 += kTileColumns<T>)
+    for (int64_t j = 0; j < panel_depth<T>(k0, d); ++j)
+      for (int64_t k = k0; k < k0 + kTileColumns<T>; ++k)
         *packed++ = k < d && j <= k ? static_cast<T>(w[k * d + j] * scale) : T(0);
-      }
-  }
 }
 
 template <class T>
-void pack_rows(const T* rows, int64_t n, int64_t d, T* packed) {
-  for (int64_t i0 = 0; i0 < n; i0 += kTileRows) {
-    const int64_t count = n - i0 < kTileRows ? n - i0 : kTileRows;
-    T* tile = packed + i0 * d;
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      if (r < count) {
-        const T* x = rows + (i0 + r) * d;
-        for (int64_t j = 0; j < d; ++j) tile[j * kTileRows + r] = x[j];
-      } else {
-        for (int64_t j = 0; j < d; ++j) tile[j * kTileRows + r] = T(0);
-      }
-    }
-  }
-}
-
-template <class T>
-void whitened_squares(const T* rows, int64_t n, int64_t d, const T* packed, T* scratch, double* square) {
-  pack_rows(rows, n, d, scratch);
+void whitened_squares(const T* rows, int64_t n, int64_t d, const T* packed, double* square) {
   for (int64_t i = 0; i < n; ++i) square[i] = 0;
   for (int64_t k0 = 0; k0 < d; k0 += kTileColumns<T>) {
-    const int64_t depth = k0 + kTileColumns<T> < d ? k0 + kTileColumns<T> : d;
+    const int64_t depth = panel_depth<T>(k0, d);
     for (int64_t i0 = 0; i0 < n; i0 += kTileRows) {
-      Full<T> y[kTileRows][2];
-      multiply_tile(scratch + i0 * d, packed, depth, y);
-      const int64_t count = n - i0 < kTileRows ? n - i0 : kTileRows;
-      for (int64_t r = 0; r < count; ++r) square[i0 + r] += sum_lanes(y[r][0] * y[r][0] + y[r][1] * y[r][1]);
+      const T* left[kTileRows];
+      const int count = tile_rows_of(rows, i0, n, d, left);
+      Tile<T, 2> y;
+      multiply_tile<2>(left, 1, packed, depth, y);
+      for (int r = 0; r < count; ++r) square[i0 + r] += sum_lanes(y[r][0] * y[r][0] + y[r][1] * y[r][1]);
     }
     packed += depth * kTileColumns<T>;
   }
@@ -76,16 +59,12 @@ void pack_factor_double(const double* w, int64_t d, double* packed) { pack_facto
 
 void pack_factor_float(const double* w, int64_t d, double scale, float* packed) { pack_factor(w, d, scale, packed); }
 
-int64_t packed_rows_size(int64_t n, int64_t d, bool) { return (n + kTileRows - 1) / kTileRows * kTileRows * d; }
-
-void whitened_squares_double(const double* rows, int64_t n, int64_t d, const double* packed, double* scratch,
-                             double* square) {
-  whitened_squares(rows, n, d, packed, scratch, square);
+void whitened_squares_double(const double* rows, int64_t n, int64_t d, const double* packed, double* square) {
+  whitened_squares(rows, n, d, packed, square);
 }
 
-void whitened_squares_float(const float* rows, int64_t n, int64_t d, const float* packed, float* scratch,
-                            double* square) {
-  whitened_squares(rows, n, d, packed, scratch, square);
+void whitened_squares_float(const float* rows, int64_t n, int64_t d, const float* packed, double* square) {
+  whitened_squares(rows, n, d, packed, square);
 }
 
 }  // namespace DAL_LEVEL

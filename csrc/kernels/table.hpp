@@ -47,12 +47,16 @@ struct KernelTable {
   int64_t (*packed_factor_size)(int64_t d, bool single);
   void (*pack_factor_double)(const double* w, int64_t d, double* packed);
   void (*pack_factor_float)(const double* w, int64_t d, double scale, float* packed);
-  int64_t (*packed_rows_size)(int64_t n, int64_t d, bool single);
-  // square[i] = |W x_i|^2; `rows` row-major and contiguous; `scratch` holds packed_rows_size values
-  void (*whitened_squares_double)(const double* rows, int64_t n, int64_t d, const double* packed, double* scratch,
-                                  double* square);
-  void (*whitened_squares_float)(const float* rows, int64_t n, int64_t d, const float* packed, float* scratch,
-                                 double* square);
+  // square[i] = |W x_i|^2; `rows` row-major and contiguous
+  void (*whitened_squares_double)(const double* rows, int64_t n, int64_t d, const double* packed, double* square);
+  void (*whitened_squares_float)(const float* rows, int64_t n, int64_t d, const float* packed, double* square);
+
+  // Columns to allot for `wanted` directions; directions (columns, d) in the order that screen reads; and the pass:
+  // combined[i] = sum_c coefficient[c] (x_i' v_c)^2, margin[i] = x_i' v_margin_column, square[i] = |x_i|^2
+  int64_t (*screen_columns)(int64_t wanted);
+  void (*pack_directions)(const float* directions, int64_t columns, int64_t d, float* packed);
+  void (*screen)(const float* rows, int64_t n, int64_t d, const float* packed, int64_t columns,
+                 const float* coefficient, int64_t margin_column, double* combined, double* margin, double* square);
 
   // One tile of sum_t a_t b_t': `left` and `right` hold `depth` labels in tiles, see information_matrix.cpp.
   int64_t tile_rows, tile_columns;

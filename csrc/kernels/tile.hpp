@@ -1,4 +1,4 @@
-// The one register tile that all matrix products use: kTileRows x (2 vectors).
+// The one register tile that all matrix products use: kTileRows rows times one or two vectors of columns.
 #pragma once
 
 #include "kernels/simd.hpp"
@@ -10,20 +10,35 @@ namespace {
 template <class T>
 constexpr int kTileColumns = 2 * kLanes<T>;
 
-// sum[r][:] = sum_j left[j][r] * right[j][:], j ascending; left has kTileRows values per j, right kTileColumns.
-template <class T>
-inline void multiply_tile(const T* left, const T* right, int64_t depth, Full<T> (&sum)[kTileRows][2]) {
-  for (int r = 0; r < kTileRows; ++r) sum[r][0] = sum[r][1] = Full<T>{};
+template <class T, int Vectors>
+using Tile = Full<T>[kTileRows][Vectors];
+
+// sum[r][:] = sum_j left(r, j) right[j][:], j ascending, with left(r, j) = left[r * row_step + j * depth_step].
+template <int Vectors, class T>
+inline void multiply_tile(const T* const (&left)[kTileRows], int64_t depth_step, const T* right, int64_t depth,
+                          Tile<T, Vectors>& sum) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = Full<T>{};
   for (int64_t j = 0; j < depth; ++j) {
-    const Full<T> b0 = load_raw<Full<T>>(right + j * kTileColumns<T>);
-    const Full<T> b1 = load_raw<Full<T>>(right + j * kTileColumns<T> + kLanes<T>);
-    const T* a = left + j * kTileRows;
+    Full<T> b[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) b[v] = load_raw<Full<T>>(right + (j * Vectors + v) * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
-      sum[r][0] += b0 * a[r];
-      sum[r][1] += b1 * a[r];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += b[v] * left[r][j * depth_step];
     }
   }
+}
+
+// The rows i0.. of a row-major matrix; past the last row the last one again, so that nothing outside is read.
+template <class T>
+inline int tile_rows_of(const T* rows, int64_t i0, int64_t n, int64_t d, const T* (&left)[kTileRows]) {
+  const int64_t count = n - i0 < kTileRows ? n - i0 : kTileRows;
+  for (int64_t r = 0; r < kTileRows; ++r) left[r] = rows + (i0 + (r < count ? r : count - 1)) * d;
+  return static_cast<int>(count);
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ bool all_zero(const KernelTable& k, const Block& block, int64_t row, int64_t d) 
 
 struct Space {
   std::vector<double> scratch, margin, square, whitened;
-  std::vector<float> rows, tiles;
+  std::vector<float> rows;
 };
 
 }  // namespace
@@ -94,7 +94,6 @@ std::vector<double> upper_bounds(const SelectionProblem& p, const Admissible& ad
       s.margin.resize(static_cast<size_t>(per_chunk));
       s.square = s.whitened = s.margin;
       s.rows.resize(static_cast<size_t>(per_chunk * d));
-      s.tiles.resize(static_cast<size_t>(k.packed_rows_size(per_chunk, d, true)));
     }
     const int64_t start = chunk * per_chunk, stop = std::min(pool.n, start + per_chunk), count = stop - start;
     const Block block = block_of(k, pool, start, stop, s.scratch.data());
@@ -104,7 +103,7 @@ std::vector<double> upper_bounds(const SelectionProblem& p, const Admissible& ad
       k.to_float(block.rows, block.storage, count * d, s.rows.data());
       x = s.rows.data();
     }
-    k.whitened_squares_float(x, count, d, packed.data(), s.tiles.data(), s.whitened.data());
+    k.whitened_squares_float(x, count, d, packed.data(), s.whitened.data());
     for (int64_t q = 0; q < count; ++q) {
       const auto at = static_cast<size_t>(q);
       // Squares below the smallest normal number may have been lost, one a component.

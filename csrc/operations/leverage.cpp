@@ -20,7 +20,7 @@ void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t
   parallel_for(chunks_of(count, per_chunk), call, [&](int64_t chunk, int worker) {
     Leverage::Space& space = spaces[static_cast<size_t>(worker)];
     auto& h = squares[static_cast<size_t>(worker)];
-    space.reserve(k, per_chunk, pool.d);
+    space.reserve(per_chunk, pool.d);
     h.resize(static_cast<size_t>(per_chunk));
     const int64_t start = chunk * per_chunk, stop = std::min(count, start + per_chunk);
     if (conversations) {

@@ -15,13 +15,10 @@ class Leverage {
     k.pack_factor_double(inverse_factor, d, packed_.data());
   }
 
-  // Working space of one thread, for at most `rows` conversations at a time.
+  // Working space of one thread, for at most `count` conversations at a time.
   struct Space {
-    std::vector<double> rows, tiles;
-    void reserve(const KernelTable& k, int64_t count, int64_t d) {
-      rows.resize(static_cast<size_t>((count + 1) * d));
-      tiles.resize(static_cast<size_t>(k.packed_rows_size(count, d, false)));
-    }
+    std::vector<double> rows;
+    void reserve(int64_t count, int64_t d) { rows.resize(static_cast<size_t>((count + 1) * d)); }
   };
 
   // out[q] = h of conversation start + q
@@ -33,14 +30,14 @@ class Leverage {
     } else {
       kernels_.to_double(block.rows, block.storage, (stop - start) * d_, space.rows.data());
     }
-    kernels_.whitened_squares_double(x, stop - start, d_, packed_.data(), space.tiles.data(), out);
+    kernels_.whitened_squares_double(x, stop - start, d_, packed_.data(), out);
   }
 
   // out[q] = h of conversation list[q]; the rows stay in space.rows as float64
   void list(const Rows& pool, const int64_t* conversations, int64_t count, Space& space, double* out) const {
     double* other = space.rows.data() + count * d_;
     for (int64_t q = 0; q < count; ++q) gather(kernels_, pool, conversations[q], space.rows.data() + q * d_, other);
-    kernels_.whitened_squares_double(space.rows.data(), count, d_, packed_.data(), space.tiles.data(), out);
+    kernels_.whitened_squares_double(space.rows.data(), count, d_, packed_.data(), out);
   }
 
  private:

@@ -153,7 +153,7 @@ class Engine {
     if (spaces_.empty()) spaces_.resize(static_cast<size_t>(call_.threads));
     parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRows), call_, [&](int64_t chunk, int worker) {
       Leverage::Space& space = spaces_[static_cast<size_t>(worker)];
-      space.reserve(k_, kRows, p_.pool.d);
+      space.reserve(kRows, p_.pool.d);
       const int64_t first = chunk * kRows;
       refresh_run(list.data() + first, std::min(kRows, static_cast<int64_t>(list.size()) - first), space);
     });

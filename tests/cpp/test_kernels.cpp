@@ -237,18 +237,49 @@ void whitening() {
       }
       const KernelTable& k = kernels();
       std::vector<float> packed(static_cast<size_t>(k.packed_factor_size(d, true)));
-      std::vector<float> tiles(static_cast<size_t>(k.packed_rows_size(n, d, true)));
       k.pack_factor_float(w.data(), d, 1.0, packed.data());
       const Stored stored(n * d, Storage::f32);
       std::vector<double> square(static_cast<size_t>(n));
       std::vector<float> rows(static_cast<size_t>(n * d));
       std::memcpy(rows.data(), stored.bytes.data(), stored.bytes.size());
-      k.whitened_squares_float(rows.data(), n, d, packed.data(), tiles.data(), square.data());
+      k.whitened_squares_float(rows.data(), n, d, packed.data(), square.data());
       bool ok = true;
       for (int64_t i = 0; i < n; ++i) ok = ok && close(square[static_cast<size_t>(i)], square_of(w, stored.values.data() + i * d, d), 1e-4);
       check(ok, "single, d = " + std::to_string(d));
     }
   }
+}
+
+void screening() {
+  current = "screen";
+  const KernelTable& k = kernels();
+  for (int64_t d : kSizes)
+    for (int64_t wanted : {1, 15, 16, 17, 32}) {
+      const int64_t columns = k.screen_columns(wanted), n = 1 + below(40), margin = below(wanted);
+      check(columns >= wanted, "room for the directions");
+      std::vector<float> v(static_cast<size_t>(columns * d)), x(static_cast<size_t>(n * d)), c(static_cast<size_t>(columns));
+      for (auto* all : {&v, &x, &c})
+        for (float& value : *all) value = static_cast<float>(normal());
+      std::vector<float> packed(v.size());
+      k.pack_directions(v.data(), columns, d, packed.data());
+      std::vector<double> sum(static_cast<size_t>(n)), u(sum), q(sum);
+      k.screen(x.data(), n, d, packed.data(), columns, c.data(), margin, sum.data(), u.data(), q.data());
+      bool ok = true;
+      for (int64_t i = 0; i < n; ++i) {
+        double es = 0, eu = 0, eq = 0, size = 0;
+        for (int64_t col = 0; col < columns; ++col) {
+          double p = 0;
+          for (int64_t j = 0; j < d; ++j) p += static_cast<double>(x[static_cast<size_t>(i * d + j)]) * v[static_cast<size_t>(col * d + j)];
+          es += c[static_cast<size_t>(col)] * p * p;
+          size += std::fabs(c[static_cast<size_t>(col)]) * p * p;
+          if (col == margin) eu = p;
+        }
+        for (int64_t j = 0; j < d; ++j) eq += static_cast<double>(x[static_cast<size_t>(i * d + j)]) * x[static_cast<size_t>(i * d + j)];
+        const auto at = static_cast<size_t>(i);
+        ok = ok && std::fabs(sum[at] - es) <= 1e-4 * (1 + size + eq) && close(u[at], eu, 1e-4) && close(q[at], eq, 1e-5);
+      }
+      check(ok, "d = " + std::to_string(d) + ", columns = " + std::to_string(columns));
+    }
 }
 
 void matrices_and_losses() {
@@ -491,6 +522,7 @@ int main() {
   row_passes();
   exact_steps();
   whitening();
+  screening();
   matrices_and_losses();
   teachers();
   selection();
