@@ -221,41 +221,92 @@ def capabilities() -> dict[str, Any]:
     }
 
 
+_Library = tuple[Callable[[], int], Callable[[int], object]]  # how to read and to set its number of threads
+
+
+def _blas_libraries() -> tuple[list[_Library], list[_Library]]:
+    """The BLAS libraries in this process: those with one setting for all threads, and those with one for each.
+
+    threadpoolctl finds them. Its own limits are no help here: since 3.7 they do nothing while another Python
+    thread holds one, and only the thread that set a limit can lift it.
+    """
+    import scipy.linalg.cython_blas  # noqa: F401 - SciPy's own BLAS must be loaded to be found
+    from threadpoolctl import ThreadpoolController
+
+    shared: list[_Library] = []
+    own: list[_Library] = []
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        openmp = getattr(library, "threading_layer", "") == "openmp"
+        if library.internal_api == "mkl" or (library.internal_api == "openblas" and openmp):
+            own.append((library.get_num_threads, library.set_num_threads))
+        else:
+            set_threads = _openblas_setter(library.dynlib) or library.set_num_threads
+            shared.append((library.get_num_threads, set_threads))
+    return shared, own
+
+
+def _openblas_setter(library: Any) -> Callable[[int], object] | None:
+    for prefix in ("", "scipy_"):
+        for suffix in ("", "64_", "_64"):
+            found = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+    return None
+
+
 class _BlasGuard:
-    """Holds every BLAS at one thread while at least one caller is inside; counted, so any thread may nest."""
+    """Holds every BLAS at one thread while at least one caller is inside; any thread may enter and nest."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
-        self._controller: Any = None
-        self._limiter: Any = None
+        self._inside = 0  # threads inside
+        self._this_thread = threading.local()  # .depth, .saved
+        self._shared: list[_Library] | None = None
+        self._own: list[_Library] = []
+        self._saved: list[int] = []
 
     def enter(self) -> None:
+        me = self._this_thread
+        me.depth = getattr(me, "depth", 0) + 1
+        if me.depth > 1:
+            return
         with self._lock:
-            if self._inside == 0:
-                if self._controller is None:  # finding the libraries takes milliseconds: once
-                    # SciPy's own BLAS must be loaded to be found
-                    import scipy.linalg.cython_blas  # noqa: F401
-                    from threadpoolctl import ThreadpoolController
-
-                    self._controller = ThreadpoolController()
-                self._limiter = self._controller.limit(limits=1, user_api="blas")
+            if self._shared is None:  # finding the libraries takes milliseconds: once
+                self._shared, self._own = _blas_libraries()
             self._inside += 1
+            if self._inside == 1:
+                self._saved = _set_to_one(self._shared)
+        me.saved = _set_to_one(self._own)
 
     def leave(self) -> None:
+        me = self._this_thread
+        me.depth -= 1
+        if me.depth > 0:
+            return
+        _restore(self._own, me.saved)
         with self._lock:
-            # a child forked inside the block starts again from 0
-            self._inside = max(0, self._inside - 1)
-            if self._inside == 0 and self._limiter is not None:
-                self._limiter.restore_original_limits()
-                self._limiter = None
+            self._inside -= 1
+            if self._inside == 0:
+                _restore(self._shared or [], self._saved)
 
     def after_fork(self) -> None:
-        """In a forked child no other thread lives: whoever held the lock or the limit is gone."""
+        """In a forked child only this thread lives: whoever held the lock or the limit is gone."""
         self._lock = threading.Lock()
-        if self._inside and self._limiter is not None:
-            self._limiter.restore_original_limits()
-        self._inside, self._limiter = 0, None
+        inside, self._inside = self._inside, int(getattr(self._this_thread, "depth", 0) > 0)
+        if inside and not self._inside:
+            _restore(self._shared or [], self._saved)
+
+
+def _set_to_one(libraries: list[_Library]) -> list[int]:
+    before = [get() for get, _ in libraries]
+    for _, set_threads in libraries:
+        set_threads(1)
+    return before
+
+
+def _restore(libraries: list[_Library], before: list[int]) -> None:
+    for (_, set_threads), threads in zip(libraries, before, strict=True):
+        set_threads(threads)
 
 
 _blas = _BlasGuard()
