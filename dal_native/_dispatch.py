@@ -225,7 +225,7 @@ _Library = tuple[Callable[[], int], Callable[[int], object]]  # how to read and 
 
 
 def _blas_libraries() -> tuple[list[_Library], list[_Library]]:
-    """The BLAS libraries in this process: those with one setting for all threads, and those with one for each.
+    """The BLAS libraries of this process: those with one setting for all threads, those with one for each.
 
     threadpoolctl finds them. Its own limits are no help here: since 3.7 they do nothing while another Python
     thread holds one, and only the thread that set a limit can lift it.
