@@ -5,6 +5,7 @@ Arrays in, arrays out. Everything here needs numpy and scipy only; the learning 
 
 from dal_native._dispatch import (
     BackendConfigurationError,
+    __version__ as __version__,
     capabilities,
     set_threads,
     single_threaded_blas,
@@ -24,8 +25,6 @@ from dal_native.operations import (
 )
 from dal_native.pool import Pool
 from dal_native.selection import Batch, SelectionProblem, Selector, select_batch
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendConfigurationError",

@@ -12,6 +12,8 @@ from typing import Any
 
 from dal_native import _validate
 
+__version__ = "0.1.0"
+
 #: The order in which "auto" asks. To register a backend, add its name here and a module of that name in
 #: _backends.
 AUTO = ("cpu", "reference")
@@ -190,8 +192,6 @@ def capabilities() -> dict[str, Any]:
     >>> dn.capabilities()["backends"]["reference"]["available"]
     True
     """
-    import dal_native
-
     backends: dict[str, dict[str, Any]] = {}
     simd: Any = None
     for name in AUTO:
@@ -211,7 +211,7 @@ def capabilities() -> dict[str, Any]:
     chosen = chosen_backend()
     usable = [name for name in AUTO if backends[name]["available"]]
     return {
-        "version": dal_native.__version__,
+        "version": __version__,
         "backends": backends,
         "auto": usable[0] if chosen == "auto" else chosen,
         "threads": threads(),
