@@ -324,6 +324,19 @@ class Study:
         """Pairs issued and neither answered nor withdrawn."""
         return len(self.issued.round) - len(self.answers) - len(self.withdrawn)
 
+    def is_open(self) -> NDArray[np.bool_]:
+        """Which of the issued pairs are neither answered nor withdrawn, in order."""
+        pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
+        return np.array([p not in self.answers and p not in self.withdrawn for p in pairs], bool)
+
+    def give_up(self) -> int:
+        """Withdraw every open pair, which then counts neither in M nor in the budget; returns how many."""
+        rows = self.is_open()
+        pairs = zip(self.issued.conversation[rows].tolist(), self.issued.teacher[rows].tolist(), strict=True)
+        self.ledger.answer(self.cell, withdrawn=pairs)
+        self._read()
+        return int(rows.sum())
+
     @property
     def asked(self) -> int:
         """Pairs that count against the budget: issued and not withdrawn."""
@@ -746,10 +759,7 @@ class Campaign:
 
     def open_questions(self) -> list[dict[str, Any]]:
         """The questions without an answer, those given up left out."""
-        issued, study = self.study.issued, self.study
-        pairs = zip(issued.conversation.tolist(), issued.teacher.tolist(), strict=True)
-        done = study.withdrawn
-        return self.questions(k for k, p in enumerate(pairs) if p not in study.answers and p not in done)
+        return self.questions(np.flatnonzero(self.study.is_open()).tolist())
 
     def questions(self, positions: Iterable[int]) -> list[dict[str, Any]]:
         """Issued pairs as they are shown: sides drawn at random for each, texts where they are known.

@@ -40,15 +40,18 @@ from .policy import (
     pessimistic_policy,
 )
 from .reward import RewardModel
-from .teachers import ReplayedTeachers, SimulatedTeachers, Teachers, Votes
+from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
 
 __all__ = [
     "BASELINES",
+    "AnswersAwaited",
     "Comparison",
+    "People",
     "Problem",
     "Simulation",
     "compare",
-    "is_complete",
+    "dataset_of",
+    "models_of",
     "paired_difference",
     "policy_summary",
     "teacher_table",
@@ -92,6 +95,40 @@ class Simulation:
 
 
 @dataclass(frozen=True)
+class People:
+    """Teachers who answer through files in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where questions are put and answers are looked for.
+    names : tuple of str
+        The teachers.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+
+
+class AnswersAwaited(Exception):
+    """The run stopped because people have questions to answer; the same call goes on from there.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the questions are.
+    round : int
+        The first round with open questions, from 1.
+    open, asked : int
+        Questions without an answer, and questions so far.
+    """
+
+    def __init__(self, folder: Path, round: int, open: int, asked: int) -> None:
+        super().__init__(f"{open} of {asked} questions wait for an answer in {folder}")
+        self.folder, self.round, self.open, self.asked = folder, round, open, asked
+
+
+@dataclass(frozen=True)
 class Problem:
     """What all methods share: the conversations, and who answers.
 
@@ -103,12 +140,14 @@ class Problem:
     votes : Votes, optional
         Recorded answers to replay.
     simulation : Simulation, optional
-        The truth to draw answers from; exactly one of the two is given.
+        The truth to draw answers from.
+    people : People, optional
+        Who answers through files. Exactly one of the three is given.
 
     Raises
     ------
     ValueError
-        Both or neither of `votes` and `simulation` are given.
+        Not exactly one of `votes`, `simulation` and `people` is given.
 
     Examples
     --------
@@ -121,18 +160,24 @@ class Problem:
     conversations: Conversations
     votes: Votes | None = None
     simulation: Simulation | None = None
+    people: People | None = None
 
     def __post_init__(self) -> None:
-        if (self.votes is None) == (self.simulation is None):
-            raise ValueError("votes and simulation were both given or both left out, expected exactly one")
+        given = [source for source in (self.votes, self.simulation, self.people) if source is not None]
+        if len(given) != 1:
+            raise ValueError(f"{len(given)} of votes, simulation and people were given, expected exactly one")
 
     @property
-    def n_teachers(self) -> int:
-        """Number of teachers, m."""
+    def answers(self) -> str:
+        """Where answers come from, in a word."""
         if self.votes is not None:
-            return len(self.votes.teacher_names)
-        assert self.simulation is not None
-        return len(self.simulation.rationality)
+            return "replayed"
+        return "people" if self.people is not None else "simulated"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The m teachers."""
+        return self.teachers(0).names
 
     @property
     def truth(self) -> tuple[Floats, Floats] | None:
@@ -143,6 +188,8 @@ class Problem:
         """The teachers as this seed meets them."""
         if self.votes is not None:
             return ReplayedTeachers(self.votes, self.conversations, seed)
+        if self.people is not None:
+            return HumanTeachers(self.people.folder, self.people.names, self.conversations, seed)
         s = self.simulation
         assert s is not None
         return SimulatedTeachers(
@@ -166,7 +213,9 @@ class Problem:
             values = np.zeros(0) if array is None else np.ascontiguousarray(array)
             digest.update(f"{values.dtype.str}{values.shape}".encode())
             digest.update(values.data if values.size else b"")
-        names = [c.category_names, c.ids, self.votes.teacher_names if self.votes is not None else None]
+        names = [c.category_names, c.ids, None if self.votes is None else self.votes.teacher_names]
+        if self.people is not None:
+            names.append(self.people.names)
         digest.update(json.dumps([self.name, *names]).encode())
         return digest.hexdigest()
 
@@ -250,7 +299,7 @@ def _common(problem: Problem, comparison: Comparison, ledger: Ledger, seed: int)
         v.label,
         teacher=v.teacher,
         category=c.category[v.conversation],
-        n_teachers=problem.n_teachers,
+        n_teachers=len(v.teacher_names),
         n_categories=c.n_categories,
     )
     ledger.store_array(f"common/{seed}/rationality", model.rationality_)
@@ -262,7 +311,7 @@ def _study(problem: Problem, comparison: Comparison, ledger: Ledger, method: str
     """The study of one cell, at the point where its ledger says it is."""
     train, held_out = split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
     common = problem.truth
-    if common is None:
+    if problem.votes is not None:
         reward = ledger.array(f"common/{seed}/reward")
         rationality = ledger.array(f"common/{seed}/rationality")
         assert reward is not None and rationality is not None
@@ -293,11 +342,13 @@ def _run_cell(
         study = _study(problem, comparison, ledger, method, seed)
         study.run(progress)
     if study.waiting:
-        raise RuntimeError(f"{method}, seed {seed}: {study.waiting} answers are missing")
+        assert problem.people is not None  # the others answer at once
+        first = int(study.issued.round[study.is_open()].min())
+        raise AnswersAwaited(problem.people.folder, first + 1, study.waiting, len(study.issued.round))
     curve = [_without_seconds(r) for r in study.rounds]
     last = study.rounds[-1] if study.rounds else None
     conversation, teacher, _ = study.labelled()
-    count = np.zeros((problem.n_teachers, problem.conversations.n_categories), np.int64)
+    count = np.zeros((study.n_teachers, problem.conversations.n_categories), np.int64)
     np.add.at(count, (teacher, problem.conversations.category[conversation]), 1)
     ledger.finish(
         _cell(method, seed),
@@ -344,6 +395,7 @@ def compare(
     *,
     workers: int = 1,
     force: bool = False,
+    give_up: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Run every method over every seed, and write what came out, all but `write_results`.
@@ -357,7 +409,9 @@ def compare(
     workers : int, default 1
         Processes; the results are the same for any number.
     force : bool, default False
-        Start anew in a folder that holds a complete run, or an unfinished one of other settings.
+        Start anew in a folder that holds a run, complete or not.
+    give_up : bool, default False
+        Stop waiting for the people's questions that are open; they count no more.
     progress : callable, optional
         Called with (rounds done, rounds in all, what).
 
@@ -370,7 +424,11 @@ def compare(
     ------
     ValueError
         The problem does not fit the settings, or the folder holds another run.
+    AnswersAwaited
+        People have questions to answer; call again when they have.
     """
+    if problem.people is not None and (len(comparison.methods), comparison.seeds) != (1, 1):
+        raise ValueError("people answer one method with one seed, expected no baselines and seeds 1")
     if "oracle" in comparison.methods and problem.truth is None:
         raise ValueError("methods holds 'oracle', which needs a simulation; expected methods without it")
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
@@ -386,17 +444,29 @@ def compare(
         _prepare_folder(out, problem, comparison, force)
         with Ledger(out / "campaign.sqlite") as ledger:
             ledger.set("run", _identity(problem, comparison))
+            if give_up:
+                _study(problem, comparison, ledger, comparison.main, 0).give_up()
             _run_cells(problem, comparison, ledger, workers, progress)
             return _finish(problem, comparison, ledger, out)
 
 
-def is_complete(folder: str | os.PathLike[str]) -> bool:
-    """Whether this folder holds the results of a finished run of ours."""
+def dataset_of(folder: str | os.PathLike[str]) -> str | None:
+    """The data set of the complete results of ours in this folder; None where there are none.
+
+    Parameters
+    ----------
+    folder : str or path
+
+    Returns
+    -------
+    str or None
+    """
     try:
         with open(Path(folder) / "results.json", encoding="utf-8") as file:
-            return json.loads(file.read(1 << 28)).get("made_by") == "dal-native"
-    except (OSError, ValueError, AttributeError):
-        return False
+            found = json.loads(file.read(1 << 28))
+        return str(found["dataset"]) if found["made_by"] == "dal-native" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _identity(problem: Problem, comparison: Comparison) -> dict[str, Any]:
@@ -412,7 +482,7 @@ def _identity(problem: Problem, comparison: Comparison) -> dict[str, Any]:
 def _prepare_folder(out: Path, problem: Problem, comparison: Comparison, force: bool) -> None:
     """Refuse to mix runs; with force, clear away the old one."""
     path = out / "campaign.sqlite"
-    if is_complete(out) and not force:
+    if dataset_of(out) is not None and not force:
         raise ValueError(f"{out}: holds a complete run; use --force to replace it, or another folder")
     if not path.exists():
         return
@@ -509,13 +579,13 @@ def _results(
         "format": RESULTS_FORMAT,
         "version": dn.__version__,
         "dataset": problem.name,
-        "answers": "replayed" if problem.votes is not None else "simulated",
+        "answers": problem.answers,
         "sizes": {
             "conversations": c.n,
             "prompts": len(np.unique(c.prompt)),
             "completions": None if c.completions is None else len(c.completions),
             "features": c.d,
-            "teachers": problem.n_teachers,
+            "teachers": len(problem.names),
             "categories": list(c.category_names),
             "admissible": None if problem.votes is None else int(problem.teachers(0).admissible().nnz),  # type: ignore[union-attr]
         },
@@ -560,7 +630,7 @@ def _result_rows(results: Mapping[str, Any]) -> list[list[Any]]:
 
 def _asked(rows: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, Any]:
     """How often whom about which category, added over seeds; the busiest teachers by name."""
-    names = problem.teachers(0).names
+    names = problem.names
     count = np.zeros((len(names), problem.conversations.n_categories), np.int64)
     for row in rows:
         for j, c, k in row["asked"]:
@@ -588,6 +658,30 @@ def _all_votes(problem: Problem, comparison: Comparison, ledger: Ledger) -> dict
         log_loss.append(b)
         labels.append(int(count[0]))
     return {"accuracy": accuracy, "log_loss": log_loss, "labels": labels}
+
+
+def models_of(problem: Problem, comparison: Comparison, folder: str | os.PathLike[str]) -> list[RewardModel]:
+    """The last fit of the main method for each seed of a finished run, from its ledger.
+
+    Parameters
+    ----------
+    problem, comparison
+        As given to `compare`.
+    folder : str or path
+
+    Returns
+    -------
+    list of RewardModel
+        With the bits that the run had.
+    """
+    models = []
+    with dn.single_threaded_blas(), Ledger(Path(folder) / "campaign.sqlite", must_exist=True) as ledger:
+        for seed in range(comparison.seeds):
+            study = _study(problem, comparison, ledger, comparison.main, seed)
+            study.restore_model()
+            assert study.model is not None
+            models.append(study.model)
+    return models
 
 
 def paired_difference(values: ArrayLike, against: ArrayLike) -> dict[str, Any]:

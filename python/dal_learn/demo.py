@@ -1,22 +1,20 @@
-"""The demonstration: a made-up but realistic campaign whose truth is known, so that everything can be checked.
+"""The demonstration: a realistic campaign, made up so that the truth is known.
 
 Prompts of several subjects lie in clusters, with features whose variance decays; each has a few completions.
-Teachers are specialists: sharp in some subjects and close to guessing in others. The designs are compared on it;
-then completions are put forward that stray from everything labelled, and the pessimistic policy is compared with
-the greedy one.
+Teachers are specialists: sharp in some subjects and close to guessing in others. The designs are compared on
+it; then completions are put forward that stray from everything labelled, and the pessimistic policy is
+compared with the greedy one.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-import dal_native as dn
 
 from .campaign import Design
 from .comparison import BASELINES, Comparison, Problem, Simulation
@@ -31,14 +29,18 @@ from .policy import (
 )
 from .reward import RewardModel
 
-__all__ = ["DemoSize", "demo_comparison", "demo_problem"]
+__all__ = ["DemoSize", "demo_comparison", "demo_problem", "policy_under_shift", "small"]
 
 Floats = NDArray[np.float64]
 
 CATEGORIES = ("writing", "coding", "mathematics", "advice")
 #: Standard deviation of the usual features falls as a power law; the last few hardly vary among them.
-DECAY = 0.7
+DECAY = 0.6
 RARE = 4
+#: How much a feature varies among completions of another subject than its own.
+QUIET = 0.35
+#: Standard deviation of the margins at rationality 1.
+MARGIN = 1.2
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def demo_problem(size: DemoSize | None = None, seed: int = 2026) -> Problem:
 
 
 def _scales(d: int) -> Floats:
-    """Standard deviation of each usual feature; the rare ones hardly vary."""
+    """Standard deviation of each feature among the completions of a pool; the rare ones hardly vary."""
     scale = np.arange(1, d + 1) ** -DECAY
     scale[d - RARE :] *= 0.1
     return scale
@@ -116,23 +118,22 @@ def _scales(d: int) -> Floats:
 
 def _usual_completions(s: DemoSize, category: Any, rng: np.random.Generator) -> Floats:
     """(prompts, completions, features): a subject's centre, the prompt's own place, each completion's own."""
-    d, scale = s.features, _scales(s.features)
-    centre = 1.5 * rng.standard_normal((len(CATEGORIES), d)) * scale
-    # Completions of one subject vary most in directions of its own, so that subjects teach different things.
-    loud = np.exp(0.6 * rng.standard_normal((len(CATEGORIES), d)))
+    d, c = s.features, len(CATEGORIES)
+    scale = _scales(d)
+    centre = 1.5 * rng.standard_normal((c, d)) * scale
+    # Completions of a subject vary most in the subject's own features: each subject teaches something else.
+    loud = np.where(np.arange(d) % c == np.arange(c)[:, None], 1.0, QUIET)
     place = centre[category] + 0.7 * rng.standard_normal((len(category), d)) * scale
     own = rng.standard_normal((len(category), s.completions, d)) * (scale * loud[category])[:, None]
     return np.asarray(place[:, None] + own)
 
 
 def _true_reward(conversations: Conversations, rng: np.random.Generator) -> Floats:
-    """A theta that needs many features, scaled so that an average teacher is right about two times in three."""
+    """A theta of many features; straying in the rare ones costs, as where completions game a reward."""
     d = conversations.d
-    reward = rng.standard_normal(d) * _scales(d) ** -0.5
-    # Straying far in a rare direction is bad on the whole, as it is where completions game a reward.
-    reward[d - RARE :] = -np.abs(rng.standard_normal(RARE)) * 0.5
-    margin = conversations.differences() @ reward
-    return reward * (1.2 / float(np.std(margin)))
+    reward = rng.standard_normal(d) * np.arange(1, d + 1) ** (DECAY / 2)
+    reward[d - RARE :] = -np.abs(reward[d - RARE :]) - 1.0
+    return reward * (MARGIN / float(np.std(conversations.differences() @ reward)))
 
 
 def _specialists(rng: np.random.Generator) -> tuple[Floats, tuple[str, ...]]:
@@ -178,3 +179,96 @@ def demo_comparison(size: DemoSize | None = None) -> Comparison:
         seeds=s.seeds,
         holdout=0.3,
     )
+
+
+def small(seeds: int, prompts: int | None = None, budget: int | None = None) -> DemoSize:
+    """The usual demonstration with other numbers of seeds, prompts or labels.
+
+    Parameters
+    ----------
+    seeds : int
+    prompts, budget : int, optional
+
+    Returns
+    -------
+    DemoSize
+
+    Examples
+    --------
+    >>> small(2, prompts=40, budget=60).budget
+    60
+    """
+    size = replace(DemoSize(), seeds=seeds)
+    if prompts is not None:
+        size = replace(size, prompts=prompts, shift_prompts=prompts, shift_completions=8)
+    if budget is not None:
+        size = replace(size, budget=budget, seed_labels=min(size.seed_labels, budget))
+    return size
+
+
+def policy_under_shift(
+    problem: Problem, size: DemoSize, models: Sequence[RewardModel], seed: int = 2026
+) -> dict[str, Any]:
+    """Best of more and more completions that stray from everything labelled, greedily and pessimistically.
+
+    The completions vary as those of the pool do, and besides by heavy tails in the rare features, where every
+    step costs true reward. The more of them there are, the further an optimiser can run after an error of the
+    estimate.
+
+    Parameters
+    ----------
+    problem : Problem
+        From `demo_problem`.
+    size : DemoSize
+    models : sequence of RewardModel
+        One fit for each seed.
+    seed : int
+        Draws the completions.
+
+    Returns
+    -------
+    dict
+        ``completions`` (the numbers to choose from), and for each seed a list over them: ``greedy``,
+        ``pessimistic`` (true mean reward above the average completion), the same with ``_believed`` (what
+        the estimate promised), and ``best``; ``radius``.
+    """
+    truth = problem.simulation
+    assert truth is not None
+    phi = _straying_completions(size, random_stream(seed, "shift"))
+    counts = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= size.shift_completions]
+    radius = confidence_radius(size.features, 0.05, kind="policy")
+    result: dict[str, Any] = {name: [] for name in _SHIFT_LINES}
+    for model in models:
+        rows = [_one_shift(phi[:, :k], truth.reward, model, radius) for k in counts]
+        for name, line in zip(_SHIFT_LINES, zip(*rows, strict=True), strict=True):
+            result[name].append(list(line))
+    return {"completions": counts, "radius": radius, **result}
+
+
+_SHIFT_LINES = ("greedy", "pessimistic", "greedy_believed", "pessimistic_believed", "best")
+
+
+def _straying_completions(s: DemoSize, rng: np.random.Generator) -> Floats:
+    """(prompts, completions, features)"""
+    phi = rng.standard_normal((s.shift_prompts, s.shift_completions, s.features)) * _scales(s.features)
+    stray = rng.standard_t(3, size=(s.shift_prompts, s.shift_completions, RARE))
+    phi[:, :, s.features - RARE :] = np.abs(stray)
+    return np.asarray(phi)
+
+
+def _one_shift(phi: Floats, truth: Floats, model: RewardModel, radius: float) -> tuple[float, ...]:
+    """In the order of `_SHIFT_LINES`."""
+    prompts, k, d = phi.shape
+    rows, offsets = phi.reshape(-1, d), np.arange(prompts + 1) * k
+    greedy = greedy_policy(rows, offsets, model.coef_, reference="mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyNotConverged)  # a rough optimum will do for a picture
+        careful = pessimistic_policy(
+            rows, offsets, model.coef_, model.information_, radius, reference="mean", tol=1e-2, max_iter=100
+        )
+    best = greedy_policy(rows, offsets, truth, reference="mean").value
+    true = [
+        float((mean_features(rows, offsets, policy.probability) - policy.reference) @ truth)
+        for policy in (greedy, careful)
+    ]
+    return true[0], true[1], greedy.value, careful.value, best
