@@ -5,11 +5,13 @@ Arrays in, arrays out. Everything here needs numpy and scipy only; the learning 
 
 from dal_native._dispatch import (
     BackendConfigurationError,
-    __version__ as __version__,
     capabilities,
     set_threads,
     single_threaded_blas,
     use_backend,
+)
+from dal_native._dispatch import (
+    __version__ as __version__,
 )
 from dal_native.information import InformationMatrix
 from dal_native.operations import (

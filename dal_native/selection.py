@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class SelectionProblem:
     progress: Callable[[int, int], object] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """The pairs picked, in order, with what they gain and how far from the best possible they can be.
 
@@ -66,11 +66,15 @@ class Batch:
     conversation: Integers
     teacher: Integers
     gain: Floats
-    counters: dict[str, Any] = field(repr=False)
+    counters: dict[str, Any]
     certificate: dict[str, float]
 
     def __len__(self) -> int:
         return len(self.conversation)
+
+    def __repr__(self) -> str:
+        gained = f"log_det_gain={self.log_det_gain:.6g}, d_efficiency={self.d_efficiency:.4g}"
+        return f"Batch({len(self)} pairs, {gained})"
 
     @property
     def log_det_gain(self) -> float:

@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,9 @@ HEAVY = {
 NATIVE_NEEDS = {"numpy", "scipy", "threadpoolctl", "safetensors", "dal_native"}
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def folder(package):
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} cannot be imported"
@@ -90,9 +94,7 @@ def imports(path, package, name, top_level_only=False):
     waiting = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
-        if is_type_checking(node) or (
-            top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        ):
+        if is_type_checking(node) or (top_level_only and isinstance(node, FUNCTIONS)):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -127,9 +129,7 @@ def test_each_file_imports_from_its_left_only(package):
 
 
 def test_dal_native_needs_little():
-    """dal_native never imports dal_learn, torch or anything beyond its few dependencies; not even in a function."""
-    import sys
-
+    """Never dal_learn, torch or anything beyond its few dependencies; not even in a function."""
     allowed = NATIVE_NEEDS | set(sys.stdlib_module_names) | {"libc"}
     for name, path in files("dal_native").items():
         roots = {dotted.split(".")[0] for dotted in imports(path, "dal_native", name)}

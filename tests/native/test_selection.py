@@ -314,6 +314,10 @@ def test_progress_is_told_and_may_stop_the_call(backend):
     assert picks_of(select(base(), 7, backend)) == t.oracle_select(base(), 7)[0]
 
 
+def test_repr_is_one_line(backend):
+    assert repr(select(base(), 7, backend)).startswith("Batch(7 pairs, log_det_gain=")
+
+
 def test_counters_are_there(backend):
     counters = select(base(), 7, backend).counters
     assert {"rows_streamed", "rows_rescored", "refreshes", "stages", "exhausted"} <= set(counters)
