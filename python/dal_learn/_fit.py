@@ -219,6 +219,9 @@ class _Problem:
         matrix = np.zeros((d, d), order="F")
         for start in range(0, len(self.x), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
+            if weight[part].min() < 0:  # only with lapses
+                matrix += (self.x[part].T * weight[part]) @ self.x[part]
+                continue
             rows = np.sqrt(weight[part])[:, None] * self.x[part]
             matrix = scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=matrix, lower=1, overwrite_c=1)
         matrix[np.diag_indices(d)] += self.ridge
@@ -272,8 +275,13 @@ class _Problem:
         return expected_terms(beta * margin, np.abs(beta) * np.sqrt(leverage), self.y, self.lapse)
 
     def curvature(self, beta: Floats, terms: Terms) -> Floats:
-        """lambda_t = -v beta^2 E l'', at least 0 (with lapses l is not concave everywhere)."""
-        return np.maximum(-self.v * beta * beta * terms.second, 0.0)
+        """lambda_t = -v beta^2 E l''.
+
+        With lapses l is not concave everywhere and lambda may be negative: at the top S^-1 is positive definite
+        all the same, and a step that leads elsewhere is shortened. A plain mode needs a Newton matrix only.
+        """
+        weight = -self.v * beta * beta * terms.second
+        return weight if self.marginal else np.maximum(weight, 0.0)
 
     # -------------------------------------------------------------------------------------------- steps
 
@@ -310,11 +318,19 @@ class _Problem:
         share = min(1.0, _LONGEST_STEP / longest) if longest > 0 else 1.0
         for _ in range(_HALVINGS):
             mean, log_size = s.mean + share * dm, s.log_size + share * db
-            trial = self.state(mean, log_size, self.towards(s, mean, log_size, share))
-            if trial.bound >= s.bound - self.slack(s):
+            trial = self.tried(mean, log_size, self.towards(s, mean, log_size, share))
+            if trial is not None and trial.bound >= s.bound - self.slack(s):
                 return trial
             share /= 2
         return None
+
+    def tried(self, mean: Floats, log_size: Floats, weight: Floats) -> _State | None:
+        """The state, or None where the step leads out of what can be computed."""
+        try:
+            trial = self.state(mean, log_size, weight)
+        except np.linalg.LinAlgError:
+            return None
+        return trial if np.isfinite(trial.bound) else None
 
     def towards(self, s: _State, mean: Floats, log_size: Floats, share: float) -> Floats:
         """lambda moved by `share` to where (m, b) and the old leverages put it."""
@@ -328,23 +344,30 @@ class _Problem:
         """Anderson's mixture of the last full steps; None where it is not known or does not raise J."""
         if not self.marginal:  # exact Newton converges by itself
             return None
+        if np.abs(db).max(initial=0.0) > _LONGEST_STEP:  # still far out
+            past.forget()
+            return None
         weight = self.towards(s, s.mean + dm, s.log_size + db, 1.0)
-        tiny = np.finfo(float).tiny
-        point = np.concatenate([s.mean, s.log_size, np.log(s.weight + tiny)])
-        image = np.concatenate([s.mean + dm, s.log_size + db, np.log(weight + tiny)])
+        point = np.concatenate([s.mean, s.log_size, self.scaled(s.weight)])
+        image = np.concatenate([s.mean + dm, s.log_size + db, self.scaled(weight)])
         assert s.factor is not None  # marginal
         length = np.concatenate([s.factor.T @ dm, db / self.spread, (weight - s.weight) * s.leverage])
         mixed = past.mixture(point, image, length)
         if mixed is None:
             return None
         d, k = len(s.mean), self.n_cells
-        if np.abs(mixed - point)[d : d + k].max(initial=0.0) > _LONGEST_STEP:
-            return None
-        trial = self.state(mixed[:d], mixed[d : d + k], np.exp(np.minimum(mixed[d + k :], 700.0)))
-        if trial.bound >= s.bound - self.slack(s):
-            return trial
+        move = mixed - point
+        if np.abs(move[d : d + k]).max(initial=0.0) <= _LONGEST_STEP:
+            weight = point[d + k :] + np.clip(move[d + k :], -_LONGEST_STEP, _LONGEST_STEP)
+            trial = self.tried(mixed[:d], mixed[d : d + k], np.exp(weight) if self.lapse == 0 else weight)
+            if trial is not None and trial.bound >= s.bound - self.slack(s):
+                return trial
         past.forget()
         return None
+
+    def scaled(self, weight: Floats) -> Floats:
+        """lambda as it is mixed: its logarithm, except with lapses, where it may be negative."""
+        return np.log(weight + np.finfo(float).tiny) if self.lapse == 0 else weight
 
     def slack(self, s: _State) -> float:
         """Differences of J that rounding alone can make."""
@@ -353,11 +376,12 @@ class _Problem:
     def start(self) -> _State:
         """theta = 0, every rationality 1, lambda its value there before anything is learnt from it."""
         d = self.x.shape[1]
-        leverage = (
-            np.einsum("ij,ij->i", self.x, self.x) / self.ridge if self.marginal else np.zeros(len(self.x))
-        )
+        leverage = np.zeros(len(self.x))
+        if self.marginal:
+            with np.errstate(over="ignore"):
+                leverage = np.minimum(np.einsum("ij,ij->i", self.x, self.x) / self.ridge, 1e200)
         beta = self.sign[self.cell]
-        weight = self.curvature(beta, self.terms(beta, np.zeros(len(self.x)), leverage))
+        weight = np.maximum(self.curvature(beta, self.terms(beta, np.zeros(len(self.x)), leverage)), 0.0)
         return self.state(np.zeros(d), np.zeros(self.n_cells), weight)
 
 

@@ -25,9 +25,9 @@ _WIDE = 1.3
 # Wide laws: the part that is not smooth on the scale of sd sits within a few units of t = 0, so integrate
 # there (Gauss-Legendre on pieces of the half line, where the remaining factor decays like e^-t), the rest by
 # formula.
-_PIECES = (0.0, 1.5, 4.0, 9.0, 18.0, 40.0)
-_PIECE_NODES = 10
-_BLOCK = 2**15  # laws treated at once: 32,768 x 50 nodes x 8 bytes is 13 MB
+_PIECES = (0.0, 1.5, 4.0, 7.5, 12.0, 18.0, 26.0, 40.0)
+_PIECE_NODES = 9
+_BLOCK = 2**15  # laws treated at once: 32,768 x 63 nodes x 8 bytes is 17 MB
 
 
 @dataclass(frozen=True)
