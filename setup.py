@@ -1,9 +1,8 @@
-"""The extensions of dal-native: `_kernels` (C++, pybind11) and `_linalg` (Cython). All metadata is in pyproject.toml."""
+"""The extensions of dal-native: `_kernels` (C++, pybind11) and `_linalg` (Cython); metadata is in pyproject.toml."""
 
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,13 @@ LEVELS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
-SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+SANITIZE = [
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 PROBE = """
@@ -33,7 +38,9 @@ PROBE = """
 typedef double v __attribute__((vector_size(32)));
 typedef float f __attribute__((vector_size(16)));
 int main() {
-  if constexpr (sizeof(v) == 32) { f a = {1, 2, 3, 4}; v b = __builtin_convertvector(a, v); return b[0] == 1.0 ? 0 : 1; }
+  f a = {1, 2, 3, 4};
+  v b = __builtin_convertvector(a, v);
+  if constexpr (sizeof(v) == 32) return b[0] == 1.0 ? 0 : 1;
 }
 """
 
@@ -52,18 +59,29 @@ class BuildExtensions(build_ext):
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")
             probe.write_text(PROBE)
-            command = [*self.compiler.compiler_so_cxx, "-std=c++17", "-Wno-psabi", "-c", str(probe), "-o", f"{probe}.o"]
+            command = [
+                *self.compiler.compiler_so_cxx,
+                "-std=c++17",
+                "-Wno-psabi",
+                "-c",
+                str(probe),
+                "-o",
+                f"{probe}.o",
+            ]
             try:
                 result = subprocess.run(command, capture_output=True, text=True)
             except OSError as error:
                 raise SystemExit(f"{need}; running {command[0]!r} failed: {error}") from None
             if result.returncode:
-                raise SystemExit(f"{need}; {command[0]!r} could not compile a test file:\n{result.stderr[-2000:]}")
+                raise SystemExit(
+                    f"{need}; {command[0]!r} could not compile a test file:\n{result.stderr[-2000:]}"
+                )
 
     def build_extension(self, ext):
         if ext.name != "dal_native._kernels":
             return super().build_extension(ext)
         ext.extra_objects = self.compile_kernels(ext)
+        ext.depends = [*ext.depends, *ext.extra_objects]  # link again whenever an object is newer
         ext.sources = []
         ext.language = "c++"
         return super().build_extension(ext)
@@ -73,14 +91,21 @@ class BuildExtensions(build_ext):
         sanitize = SANITIZE if os.environ.get("DAL_NATIVE_SANITIZE") == "1" else []
         levels = LEVELS if X86 else {"generic": []}
         jobs = [(source, "once", [*PORTABLE, *macros(levels)]) for source in portable_sources()]
-        jobs += [(source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
-                 for name, flags in levels.items() for source in kernel_sources()]
+        jobs += [
+            (source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
+            for name, flags in levels.items()
+            for source in kernel_sources()
+        ]
 
         def compile_one(job):
             source, folder, flags = job
             return self.compiler.compile(
-                [source], output_dir=str(Path(self.build_temp, folder)), include_dirs=ext.include_dirs,
-                extra_postargs=[*COMMON, *WARNINGS, "-isystem", pybind11.get_include(), *flags, *sanitize], depends=ext.depends)[0]
+                [source],
+                output_dir=str(Path(self.build_temp, folder)),
+                include_dirs=ext.include_dirs,
+                extra_postargs=[*COMMON, *WARNINGS, "-isystem", pybind11.get_include(), *flags, *sanitize],
+                depends=ext.depends,
+            )[0]
 
         ext.extra_link_args = ["-pthread", *[flag for flag in sanitize if flag.startswith("-fsanitize")]]
         with ThreadPoolExecutor(self.parallel or os.cpu_count() or 1) as pool:
@@ -119,16 +144,22 @@ def check_cuda_switch():
 
 def extensions():
     kernels = Extension(
-        "dal_native._kernels", sources=kernel_sources() + portable_sources(), depends=headers(),
-        include_dirs=["csrc"], language="c++")
+        "dal_native._kernels",
+        sources=kernel_sources() + portable_sources(),
+        depends=headers(),
+        include_dirs=["csrc"],
+        language="c++",
+    )
     linalg = Extension(
-        "dal_native._linalg", sources=["dal_native/_linalg.pyx"], include_dirs=[numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")], extra_compile_args=["-O3"])
+        "dal_native._linalg",
+        sources=["dal_native/_linalg.pyx"],
+        include_dirs=[numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=["-O3"],
+    )
     cython = cythonize([linalg], language_level=3, build_dir="build/cython", quiet=True)
     return [kernels, *cython]
 
 
-if sys.version_info < (3, 11):
-    raise SystemExit("dal-native needs Python 3.11 or newer")
 check_cuda_switch()
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-simd_level: str
-
+def simd_level() -> str: ...
 def available_levels() -> list[str]: ...
 
 class PoolView:

@@ -227,13 +227,14 @@ py::array_t<int64_t> as_array(const std::vector<int64_t>& v) {
 }
 
 py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles& rationality, const Doubles& matrix,
-                      const Doubles& factor, const Doubles& inverse_factor, const Bytes& available,
-                      const Integers& capacity, const std::optional<Doubles>& cost, const std::optional<Bytes>& blocked,
+                      const Doubles& factor, const Doubles& inverse_factor, const std::optional<Doubles>& eigenvalues,
+                      const std::optional<Doubles>& eigenvectors, const Bytes& available, const Integers& capacity, const std::optional<Doubles>& cost, const std::optional<Bytes>& blocked,
                       const std::optional<Integers>& exclude_conversation,
                       const std::optional<Integers>& exclude_offsets, const std::optional<Integers>& exclude_teacher,
                       const std::optional<Integers>& candidate_offsets,
                       const std::optional<Integers>& candidate_teacher, int64_t size, int64_t repeats, double optimism,
-                      bool dense, int threads, const py::object& progress) {
+                      bool dense, std::optional<Array<float>> known_leverage, double known_scale,
+                      std::optional<Array<float>> leverage_out, int threads, const py::object& progress) {
   dal::SelectionProblem p;
   p.pool = pool.view();
   const int64_t n = p.pool.n, d = p.pool.d;
@@ -246,6 +247,9 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
   p.matrix = read(matrix, "matrix", {d, d});
   p.factor = read(factor, "factor", {d, d});
   p.inverse_factor = read(inverse_factor, "inverse_factor", {d, d});
+  p.eigenvalues = read(eigenvalues, "eigenvalues", {d});
+  p.eigenvectors = read(eigenvectors, "eigenvectors", {d, d});
+  if (!p.eigenvalues != !p.eigenvectors) refuse("eigenvectors: need eigenvalues");
   p.available = read(available, "available", {p.m, p.categories});
   p.capacity = read(capacity, "capacity", {p.m});
   p.cost = read(cost, "cost", {p.m, p.categories});
@@ -272,6 +276,9 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
   p.repeats = repeats;
   p.optimism = optimism;
   p.dense = dense;
+  p.known_leverage = read(known_leverage, "known_leverage", {n});
+  p.known_scale = known_scale;
+  if (leverage_out) p.leverage_out = write(*leverage_out, "leverage_out", {n});
   std::function<void(int64_t, int64_t)> report;
   if (!progress.is_none())
     report = [&](int64_t done, int64_t total) {
@@ -280,6 +287,11 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
     };
   const dal::Selection s = detached(threads, [&](const Call& call) { return dal::select_batch(p, call, report); });
   py::dict counters, out;
+  py::list stages;
+  stages.append(s.route);
+  if (s.route != "dense") stages.append("lazy");
+  counters["stages"] = stages;
+  counters["directions"] = s.directions;
   counters["rows_streamed"] = s.rows_streamed;
   counters["rows_rescored"] = s.rows_rescored;
   counters["refreshes"] = s.refreshes;
@@ -298,12 +310,13 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
 
 PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of dal_native; use the functions of dal_native, which check and word their arguments.";
-  // Decides the SIMD level now, so that a wrong DAL_NATIVE_SIMD is an error at import.
-  try {
-    m.attr("simd_level") = dal::kernels().name;
-  } catch (const std::invalid_argument& error) {
-    throw py::value_error(error.what());
-  }
+  m.def("simd_level", [] {
+    try {
+      return std::string(dal::kernels().name);
+    } catch (const std::invalid_argument& error) {
+      throw py::value_error(error.what());
+    }
+  });
   m.def("available_levels", &dal::available_levels);
   m.def("pool_size", &dal::pool_size);
 
@@ -337,9 +350,11 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         DAL_IN("rationality"), DAL_IN("sample_weight"), DAL_IN("gradient"), DAL_IN("rationality_gradient"),
         py::arg("threads"));
   m.def("select_batch", &select_batch, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"), DAL_IN("matrix"),
-        DAL_IN("factor"), DAL_IN("inverse_factor"), DAL_IN("available"), DAL_IN("capacity"), DAL_IN("cost"),
+        DAL_IN("factor"), DAL_IN("inverse_factor"), DAL_IN("eigenvalues"), DAL_IN("eigenvectors"), DAL_IN("available"),
+        DAL_IN("capacity"), DAL_IN("cost"),
         DAL_IN("blocked"), DAL_IN("exclude_conversation"), DAL_IN("exclude_offsets"), DAL_IN("exclude_teacher"),
         DAL_IN("candidate_offsets"), DAL_IN("candidate_teacher"), py::arg("size"), py::arg("repeats"),
-        py::arg("optimism"), py::arg("dense"), py::arg("threads"), py::arg("progress"));
+        py::arg("optimism"), py::arg("dense"), DAL_IN("known_leverage"), py::arg("known_scale"),
+        DAL_IN("leverage_out"), py::arg("threads"), py::arg("progress"));
 #undef DAL_IN
 }

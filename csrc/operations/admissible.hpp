@@ -31,7 +31,11 @@ class Admissible {
     return start_.largest_weight(margin, c);
   }
 
-  // The same, exact.
+  bool open(int64_t i) const { return !(p_.blocked && p_.blocked[i]); }
+  // The same for a whole category, whoever the conversation excludes.
+  double category_bound(int32_t c, double margin) const { return start_.largest_weight(margin, c); }
+
+  // The bound of a conversation, exact.
   double start_largest(int64_t i, int32_t c, double margin) const {
     if (p_.blocked && p_.blocked[i]) return -1;
     if (!plain(i)) return largest(i, c, margin, Time::start);

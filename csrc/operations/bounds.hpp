@@ -1,6 +1,7 @@
-// The first pass: for every conversation an upper bound on the best w h, from single-precision products.
+// Upper bounds on leverages and on the best w h of every conversation, from single-precision products.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "operations/admissible.hpp"
@@ -16,10 +17,47 @@ namespace dal {
 // beyond 1e9) the float64 oracle itself does not determine the order more finely, and the window stays there.
 double rounding_of_leverage(const double* matrix, const double* inverse_factor, int64_t d);
 
-// bound[i] >= w h of every pair of conversation i that was admissible at the start (per cost with costs), whatever is
-// added to M later; -1 where nobody may answer; 0 only where every such value is 0; +infinity where single precision
-// does not reach.
-std::vector<double> upper_bounds(const SelectionProblem& problem, const Admissible& admissible, double rounding,
-                                 const Call& call);
+// Conversations as single-precision rows with what the bounds need of them.
+class SinglePass {
+ public:
+  SinglePass(const SelectionProblem& problem, double rounding);
+
+  // Working space of one thread, for at most `count` conversations at a time.
+  struct Space {
+    std::vector<double> scratch, margin, square, whitened;
+    std::vector<float> rows;
+    void reserve(const Rows& pool, int64_t count);
+  };
+
+  // Rows as float, in place where they are stored so, else in the space.
+  const float* rows(const Block& block, int64_t count, Space& space) const;
+  // leverage[q] >= h, at the start, of `count` consecutive rows; needs margins and squares of the same rows
+  void leverages(const float* rows, int64_t count, const double* square, Space& space, double* leverage) const;
+  // The lowest |u| that a margin computed in float64 leaves possible
+  double lowest_margin(double margin, double square) const;
+
+ private:
+  double leverage(double whitened, double norm) const;
+  double norm(double square) const;
+
+  const KernelTable& k_;
+  int64_t d_;
+  std::vector<float> packed_;
+  double scale_, relative_, error_per_norm_, flushed_, flushed_norm_, rounding_, margin_error_;
+};
+
+// What the first look at the pool gives: bound[i] >= w h of every pair of conversation i that was admissible at the
+// start (per cost with costs), whatever is added to M later; -1 where nobody may answer; 0 only where every such value
+// is 0; +infinity where single precision does not reach.
+struct FirstPass {
+  std::vector<double> bound;
+  std::string route;
+  int64_t directions = 0;
+};
+
+// Bounds by the cheapest route, judged on a sample of the rows: the full product W x of every row, a few projections
+// ("screened"), or leverages known from an earlier round ("warm"). Fills problem.leverage_out where asked for.
+FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
+                     double rounding, const Call& call);
 
 }  // namespace dal

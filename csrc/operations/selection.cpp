@@ -16,7 +16,6 @@
 #include "operations/admissible.hpp"
 #include "operations/bounds.hpp"
 #include "operations/design.hpp"
-#include "operations/leverage.hpp"
 #include "operations/levels.hpp"
 #include "operations/operations.hpp"
 
@@ -30,8 +29,8 @@ struct Touched {
   int64_t conversation;
   int32_t category;
   double margin;         // |u|, as the portable routine computes it
-  double start;          // leverage at the start of the batch, estimate
-  double leverage;       // leverage after `additions` additions, estimate
+  double start;          // leverage at the start of the batch, a bound from above
+  double leverage;       // leverage after `additions` additions, likewise but for the rounding of float64
   int64_t additions;
   double reduced;        // max(|u| - k sd, 0) decided exactly, kUnknown until needed; |u| without optimism
 };
@@ -71,6 +70,13 @@ class Heap {
 };
 
 class Engine {
+  static constexpr int64_t kRun = 56;  // rows refreshed together: whole tiles at every level
+
+  struct Space {
+    std::vector<double> rows;
+    SinglePass::Space single;
+  };
+
  public:
   Engine(const SelectionProblem& p, const Call& call)
       : p_(p),
@@ -78,14 +84,15 @@ class Engine {
         k_(kernels()),
         admissible_(p),
         design_(k_, p.matrix, p.factor, p.pool.d, p.size),
-        whiten_(k_, p.inverse_factor, p.pool.d),
         rounding_(rounding_of_leverage(p.matrix, p.inverse_factor, p.pool.d)),
+        single_(p, rounding_),
         slot_(static_cast<size_t>(p.pool.n), -1),
         scratch_(static_cast<size_t>(3 * p.pool.d)) {
-    if (p.optimism > 0) design_.keep_start();
+    design_.keep_start();
   }
 
   Selection run(const std::function<void(int64_t, int64_t)>& progress) {
+    if (p_.size == 0) return std::move(result_);
     if (p_.dense) {
       start_dense();
     } else {
@@ -149,40 +156,59 @@ class Engine {
       touched_.push_back({conversation, p_.pool.category_of(conversation), 0, kUnknown, 0, 0, kUnknown});
       ++result_.rows_rescored;
     }
-    constexpr int64_t kRows = 32;
     if (spaces_.empty()) spaces_.resize(static_cast<size_t>(call_.threads));
-    parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRows), call_, [&](int64_t chunk, int worker) {
-      Leverage::Space& space = spaces_[static_cast<size_t>(worker)];
-      space.reserve(kRows, p_.pool.d);
-      const int64_t first = chunk * kRows;
-      refresh_run(list.data() + first, std::min(kRows, static_cast<int64_t>(list.size()) - first), space);
+    parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRun), call_, [&](int64_t chunk, int worker) {
+      Space& space = spaces_[static_cast<size_t>(worker)];
+      const int64_t first = chunk * kRun;
+      refresh_run(list.data() + first, std::min(kRun, static_cast<int64_t>(list.size()) - first), space);
     });
     for (int64_t conversation : list) check_finite(touched(conversation));
   }
 
-  void refresh_run(const int64_t* list, int64_t count, Leverage::Space& space) {
+  void refresh_run(const int64_t* list, int64_t count, Space& space) {
     const int64_t d = p_.pool.d;
-    int64_t fresh[32];
-    double h[32];
+    space.rows.resize(static_cast<size_t>((kRun + 1) * d));
+    double* other = space.rows.data() + kRun * d;
+    int64_t fresh[kRun];
     int64_t many = 0;
     for (int64_t q = 0; q < count; ++q) {
+      double* x = space.rows.data() + many * d;
+      gather(k_, p_.pool, list[q], x, other);
       if (touched(list[q]).start == kUnknown) {
         fresh[many++] = list[q];
       } else {
-        gather(k_, p_.pool, list[q], space.rows.data(), space.rows.data() + d);
-        downdate(touched(list[q]), space.rows.data());
+        downdate(touched(list[q]), x);
       }
     }
-    if (many == 0) return;
-    whiten_.list(p_.pool, fresh, many, space, h);
+    if (many > 0) start_run(fresh, many, space);
+  }
+
+  // The first look: the full product in single precision, the margin as the portable routine has it.
+  void start_run(const int64_t* fresh, int64_t many, Space& space) {
+    const int64_t d = p_.pool.d;
+    const double* x = space.rows.data();
+    space.single.reserve(p_.pool, kRun);
+    double h[kRun], square[kRun];
+    for (int64_t q = 0; q < many; ++q) square[q] = k_.dot(x + q * d, x + q * d, d);
+    single_.leverages(single_.rows({x, Storage::f64}, many, space.single), many, square, space.single, h);
     for (int64_t q = 0; q < many; ++q) {
       Touched& t = touched(fresh[q]);
-      const double* x = space.rows.data() + q * d;
-      t.margin = std::fabs(portable_dot(x, p_.reward, d));
+      t.margin = std::fabs(portable_dot(x + q * d, p_.reward, d));
       if (p_.optimism == 0) t.reduced = t.margin;
+      // Out of reach of single precision: the final routine at once.
+      if (!(h[q] < std::numeric_limits<double>::max())) {
+        std::vector<double> z(static_cast<size_t>(d));
+        h[q] = design_.leverage_at_start(x + q * d, z.data());
+      }
       t.start = t.leverage = h[q];
-      downdate(t, x);
+      if (p_.leverage_out) lower(p_.leverage_out[fresh[q]], h[q] * (1 + rounding_));
+      downdate(t, x + q * d);
     }
+  }
+
+  static void lower(float& known, double h) {
+    const float f = std::nextafterf(static_cast<float>(h), std::numeric_limits<float>::infinity());
+    if (f < known) known = f;
   }
 
   void downdate(Touched& t, const double* x) {
@@ -200,7 +226,7 @@ class Engine {
 
   // ---- the final routine ------------------------------------------------------------------------------------
 
-  // The exact leverage and margin of one conversation; equal rows of a pick are solved once.
+  // The exact leverage and margin of one current conversation; equal rows of a pick are solved once.
   Final decide(Touched& t) {
     ++result_.finalists;
     const int64_t d = p_.pool.d;
@@ -218,6 +244,7 @@ class Engine {
       gather(k_, p_.pool, at->second.conversation, z, other);
       if (memcmp(x, z, static_cast<size_t>(d) * sizeof(double)) == 0) {
         t.reduced = at->second.margin;
+        t.leverage = std::min(t.leverage, at->second.leverage);
         return {at->second.leverage, t.reduced, 0};
       }
     }
@@ -225,6 +252,7 @@ class Engine {
     if (t.reduced == kUnknown)
       t.reduced = std::max(t.margin - p_.optimism * std::sqrt(design_.leverage_at_start(x, z)), 0.0);
     if (isnew) at->second = {t.conversation, h, t.reduced};
+    t.leverage = std::min(t.leverage, h);
     return {h, t.reduced, 0};
   }
 
@@ -267,36 +295,41 @@ class Engine {
   // ---- lazy -------------------------------------------------------------------------------------------------
 
   void start_lazy() {
-    bound_ = upper_bounds(p_, admissible_, rounding_, call_);
+    FirstPass first = first_pass(p_, admissible_, single_, rounding_, call_);
+    bound_ = std::move(first.bound);
+    result_.route = first.route;
+    result_.directions = first.directions;
     result_.rows_streamed += p_.pool.n;
     for (size_t i = 0; i < bound_.size(); ++i) outside_largest_ = std::max(outside_largest_, bound_[i]);
     next_entry_ = std::max<int64_t>(2048, 8 * p_.size);
   }
 
-  // Moves the next conversations, by bound, from outside into the heap: all whose bound reaches a falling floor.
+  // Bounds in classes of 1.5 % each: the leading bits of a non-negative double are in order of size.
+  static constexpr int kClassShift = 46;
+  static int32_t class_of(double bound) {
+    uint64_t bits;
+    memcpy(&bits, &bound, sizeof(bits));
+    return static_cast<int32_t>(bits >> kClassShift);
+  }
+
+  // Moves the next conversations from outside into the heap: the highest classes, until `next_entry_` have entered.
   void extend_heap() {
-    const auto is_outside = [&](double bound) { return bound >= 0 && (nothing_entered_ || bound < entered_floor_); };
-    outside_.clear();
+    std::vector<int32_t> count(size_t{1} << (64 - kClassShift - 1), 0);
     for (double bound : bound_)
-      if (is_outside(bound)) outside_.push_back(bound);
-    double next = 0;
-    if (static_cast<int64_t>(outside_.size()) > next_entry_) {
-      const auto nth = outside_.begin() + next_entry_;
-      std::nth_element(outside_.begin(), nth, outside_.end(), std::greater<>());
-      next = *nth;
-    }
+      if (bound >= 0 && class_of(bound) < entered_class_) ++count[static_cast<size_t>(class_of(bound))];
+    int32_t next = entered_class_;
+    for (int64_t entering = 0; next > 0 && entering < next_entry_;) entering += count[static_cast<size_t>(--next)];
     outside_largest_ = -1;
     for (size_t i = 0; i < bound_.size(); ++i) {
       const double bound = bound_[i];
-      if (!is_outside(bound)) continue;
-      if (bound >= next) {
+      if (!(bound >= 0) || class_of(bound) >= entered_class_) continue;
+      if (class_of(bound) >= next) {
         heap_.push({bound, static_cast<int64_t>(i)});
       } else {
         outside_largest_ = std::max(outside_largest_, bound);
       }
     }
-    entered_floor_ = next;
-    nothing_entered_ = false;
+    entered_class_ = next;
     next_entry_ *= 2;
   }
 
@@ -342,6 +375,7 @@ class Engine {
 
   void start_dense() {
     const auto n = static_cast<size_t>(p_.pool.n);
+    result_.route = "dense";
     bound_.assign(n, 0);
     start_leverage_.resize(n);
     margin_.resize(n);
@@ -410,69 +444,76 @@ class Engine {
   // best_possible: the sum of the `size` largest w h at the final M over the pairs admissible at the start, at most
   // `repeats` a conversation. Bounds, largest first, are refreshed until the rest cannot reach the `size` largest.
   void certify() {
-    outside_ = {};
-    for (size_t b = 0; b < weights_.size(); ++b) {
-      const int64_t i = result_.conversation[b];
-      memo_.clear();
-      const Final f = decide(touched(i));
-      result_.batch_total += weights_[b] * f.leverage;
-    }
+    std::vector<int64_t> picked = result_.conversation;
+    std::sort(picked.begin(), picked.end());
+    picked.erase(std::unique(picked.begin(), picked.end()), picked.end());
+    refresh(picked);
     memo_.clear();
-    if (p_.size == 0) return;
-    const int64_t wanted = p_.cost ? 1 : p_.size;
+    for (size_t b = 0; b < weights_.size(); ++b)
+      result_.batch_total += weights_[b] * decide(touched(result_.conversation[b])).leverage;
+    wanted_ = p_.cost ? 1 : p_.size;
+    // What was looked at first, then what of the rest could still reach the largest values.
     std::vector<Entry> waiting;
+    for (const Touched& t : touched_) waiting.push_back({start_bound(t.conversation), t.conversation});
+    settle(waiting);
     for (int64_t i = 0; i < p_.pool.n; ++i) {
+      if (is_touched(i)) continue;
       const double bound = start_bound(i);
-      if (bound >= 0) waiting.push_back({bound, i});
+      if (bound >= 0 && reaches(bound)) waiting.push_back({bound, i});
     }
-    std::make_heap(waiting.begin(), waiting.end(), later);
-    std::vector<double> largest;  // a heap of the `wanted` largest exact values, the smallest in front
-    const auto keep = [&](double value) {
-      if (static_cast<int64_t>(largest.size()) < wanted) {
-        largest.push_back(value);
-        std::push_heap(largest.begin(), largest.end(), std::greater<>());
-      } else if (value > largest.front()) {
-        std::pop_heap(largest.begin(), largest.end(), std::greater<>());
-        largest.back() = value;
-        std::push_heap(largest.begin(), largest.end(), std::greater<>());
-      }
-    };
-    const auto reaches = [&](const Entry& e) {
-      return static_cast<int64_t>(largest.size()) < wanted || e.bound > largest.front();
-    };
-    std::vector<double> weights;
-    while (!waiting.empty() && reaches(waiting.front())) {
-      std::vector<int64_t> stale;
-      std::vector<int64_t> ready;
-      while (stale.size() < 256 && !waiting.empty() && reaches(waiting.front())) {
-        std::pop_heap(waiting.begin(), waiting.end(), later);
-        const int64_t i = waiting.back().conversation;
-        waiting.pop_back();
-        if (is_current(i)) {
-          ready.push_back(i);
-          break;
-        }
-        stale.push_back(i);
-      }
-      refresh(stale);
-      for (int64_t i : stale) {
-        waiting.push_back({start_bound(i), i});
-        std::push_heap(waiting.begin(), waiting.end(), later);
-      }
-      for (int64_t i : ready) {
-        Touched& t = touched(i);
-        const Final f = decide(t);
-        weights.clear();
-        admissible_.start_weights(i, t.category, f.margin, weights);
-        for (double w : weights) keep(w * f.leverage);
-      }
-      poll_sometimes(call_);
-    }
-    for (double value : largest) result_.best_possible += value;
+    settle(waiting);
+    for (double value : largest_) result_.best_possible += value;
     // With costs: at equal spend no batch gains more than (cost of the batch) max w h / c.
     if (p_.cost) result_.best_possible *= spent_;
     const double upward = 1 + 1e-12 + 2 * rounding_;
     result_.best_possible *= upward;
+  }
+
+  bool reaches(double bound) const {
+    return static_cast<int64_t>(largest_.size()) < wanted_ || bound > largest_.front();
+  }
+
+  // Keeps the `wanted_` largest exact values in a heap, the smallest of them in front.
+  void keep(double value) {
+    if (static_cast<int64_t>(largest_.size()) == wanted_) {
+      if (value <= largest_.front()) return;
+      std::pop_heap(largest_.begin(), largest_.end(), std::greater<>());
+      largest_.pop_back();
+    }
+    largest_.push_back(value);
+    std::push_heap(largest_.begin(), largest_.end(), std::greater<>());
+  }
+
+  // Best first: what is stale is refreshed in blocks, what is current and still reaches is decided.
+  void settle(std::vector<Entry>& waiting) {
+    std::make_heap(waiting.begin(), waiting.end(), later);
+    std::vector<double> weights;
+    while (!waiting.empty() && reaches(waiting.front().bound)) {
+      std::vector<int64_t> stale;
+      while (stale.size() < 1024 && !waiting.empty() && reaches(waiting.front().bound)) {
+        const int64_t i = waiting.front().conversation;
+        if (is_current(i) && !stale.empty()) break;
+        std::pop_heap(waiting.begin(), waiting.end(), later);
+        waiting.pop_back();
+        if (!is_current(i)) {
+          stale.push_back(i);
+          continue;
+        }
+        const Final f = decide(touched(i));
+        weights.clear();
+        admissible_.start_weights(i, touched(i).category, f.margin, weights);
+        for (double w : weights) keep(w * f.leverage);
+      }
+      refresh(stale);
+      for (int64_t i : stale) {
+        const double bound = start_bound(i);
+        if (bound < 0) continue;
+        waiting.push_back({bound, i});
+        std::push_heap(waiting.begin(), waiting.end(), later);
+      }
+      poll_sometimes(call_);
+    }
+    waiting.clear();
   }
 
   // An upper bound of the start-admissible value at the current M.
@@ -502,19 +543,18 @@ class Engine {
   const KernelTable& k_;
   Admissible admissible_;
   Design design_;
-  Leverage whiten_;
   double rounding_;
+  SinglePass single_;
 
   std::vector<int32_t> slot_;  // conversation -> touched_, -1 while only its bound is known
   std::vector<Touched> touched_;
   std::vector<double> bound_;
   std::vector<double> scratch_;
-  std::vector<Leverage::Space> spaces_;
+  std::vector<Space> spaces_;
 
   Heap heap_;
-  std::vector<double> outside_;  // working copy for the next floor
-  double outside_largest_ = -1, entered_floor_ = 0;
-  bool nothing_entered_ = true;
+  double outside_largest_ = -1;
+  int32_t entered_class_ = int32_t{1} << (64 - kClassShift - 1);
   int64_t next_entry_ = 0;
 
   std::vector<double> start_leverage_, leverage_, margin_;  // dense only
@@ -526,6 +566,8 @@ class Engine {
   double best_ = kUnknown;
   std::vector<double> weights_;
   double spent_ = 0;
+  std::vector<double> largest_;
+  int64_t wanted_ = 0;
   Selection result_;
 };
 

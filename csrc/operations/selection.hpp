@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "operations/rows.hpp"
@@ -18,6 +19,8 @@ struct SelectionProblem {
   const double* matrix = nullptr;          // M (d, d)
   const double* factor = nullptr;          // L lower, M = L L'
   const double* inverse_factor = nullptr;  // L^-1
+  const double* eigenvalues = nullptr;     // (d) ascending, of M, or null: no screening
+  const double* eigenvectors = nullptr;    // (d, d), row k belongs to eigenvalue k
   const uint8_t* available = nullptr;      // (m, categories)
   const int64_t* capacity = nullptr;       // (m), -1: no limit
   const double* cost = nullptr;            // (m, categories) or null
@@ -32,6 +35,11 @@ struct SelectionProblem {
   int64_t repeats = 1;
   double optimism = 0;
   bool dense = false;
+  // Leverages known from an earlier round: known_scale * known_leverage[i] >= h_i at this M. Null: none.
+  const float* known_leverage = nullptr;
+  double known_scale = 1;
+  // Where to leave upper bounds of the leverages at this M for a later round, or null. May be known_leverage.
+  float* leverage_out = nullptr;
 };
 
 struct Selection {
@@ -39,10 +47,12 @@ struct Selection {
   std::vector<double> gain;
   double best_possible = 0;  // sum of the `size` largest start-admissible w h at the final M; by cost with costs
   double batch_total = 0;    // sum of w h over the picks at the final M
+  std::string route;         // "full", "screened", "warm" or "dense"
+  int64_t directions = 0;    // of the screen
   int64_t rows_streamed = 0, rows_rescored = 0, refreshes = 0, finalists = 0, refactorisations = 0;
 };
 
-// Throws std::overflow_error when a leverage is not finite, Interrupted's kin from the interrupt hook.
+// Throws std::overflow_error when a leverage is not finite, and whatever the interrupt hook throws.
 Selection select_batch(const SelectionProblem& problem, const Call& call,
                        const std::function<void(int64_t, int64_t)>& progress);
 

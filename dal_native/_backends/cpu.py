@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
-from dal_native._dispatch import BackendConfigurationError
+from dal_native import _kernels, _linalg
+from dal_native._dispatch import BackendConfigurationError, single_threaded_blas
 
 try:
-    from dal_native import _kernels
+    SIMD_LEVEL = _kernels.simd_level()
 except ValueError as error:  # an impossible DAL_NATIVE_SIMD must not be passed over by "auto"
     raise BackendConfigurationError(str(error)) from None
-
-from dal_native import _linalg
 
 if TYPE_CHECKING:
     from dal_native.pool import Pool
@@ -30,11 +30,13 @@ Integers = NDArray[np.int64]
 
 def capabilities() -> dict[str, Any]:
     """SIMD level in use, and those this processor offers."""
-    return {"simd": {"level": _kernels.simd_level, "available": _kernels.available_levels()}}
+    return {"simd": {"level": SIMD_LEVEL, "available": _kernels.available_levels()}}
 
 
 def _view(pool: Pool) -> _kernels.PoolView:
-    return _kernels.PoolView(pool.rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets)
+    return _kernels.PoolView(
+        pool.rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets
+    )
 
 
 def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:
@@ -101,12 +103,35 @@ def bradley_terry_loss(
     threads: int,
 ) -> float:
     return _kernels.bradley_terry_loss(
-        _view(pool), choice, reward, rationality, sample_weight, out_gradient, out_rationality_gradient, threads
+        _view(pool),
+        choice,
+        reward,
+        rationality,
+        sample_weight,
+        out_gradient,
+        out_rationality_gradient,
+        threads,
     )
+
+
+#: Screening can pay from so many conversations a feature on: an eigensolve is not free.
+_SCREEN_FROM = 40
+
+
+def _spectrum(problem: SelectionProblem) -> tuple[Floats | None, Floats | None]:
+    """Eigenvalues of M, ascending, and eigenvectors by row, where screening the pool with them can pay."""
+    if problem.method == "dense" or len(problem.pool) < _SCREEN_FROM * problem.pool.d:
+        return None, None
+    with single_threaded_blas():
+        values, vectors, failed = lapack.dsyevd(problem.matrix)
+    if failed:  # no spectrum, no screening: slower, never wrong
+        return None, None
+    return values, np.ascontiguousarray(vectors.T)
 
 
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
     factor = _linalg.cholesky(problem.matrix)
+    spectrum = _spectrum(problem)
     try:
         return _kernels.select_batch(
             _view(problem.pool),
@@ -115,6 +140,7 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.matrix,
             factor,
             _linalg.triangular_inverse(factor),
+            *spectrum,
             problem.available,
             problem.capacity,
             problem.cost,
@@ -128,6 +154,9 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.repeats,
             problem.optimism,
             problem.method == "dense",
+            None,
+            1.0,
+            None,
             problem.threads,
             problem.progress,
         )

@@ -12,11 +12,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS = {"generic": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-FLAGS = ["-std=c++17", "-O1", "-g", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wshadow", "-Werror",
-         "-Wno-psabi", "-Wno-unknown-pragmas", "-pthread", "-Icsrc"]
-SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-              "thread": ["-fsanitize=thread"], "none": []}
+LEVELS = {
+    "generic": [],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Werror",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+    "-pthread",
+    "-Icsrc",
+]
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+    "none": [],
+}
 
 
 def exact(source: Path) -> list[str]:
@@ -25,8 +45,11 @@ def exact(source: Path) -> list[str]:
 
 def build(folder: Path, sanitizer: str) -> Path:
     levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
-    jobs = [(source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
-            for name, flags in levels.items() for source in sorted(ROOT.glob("csrc/kernels/*.cpp"))]
+    jobs = [
+        (source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
+        for name, flags in levels.items()
+        for source in sorted(ROOT.glob("csrc/kernels/*.cpp"))
+    ]
     have = ["-ffp-contract=off", *(f"-DDAL_HAVE_{name.upper()}" for name in levels)]
     portable = [*sorted(ROOT.glob("csrc/operations/*.cpp")), ROOT / "tests/cpp/test_kernels.cpp"]
     jobs += [(source, "once", have) for source in portable]
@@ -35,8 +58,11 @@ def build(folder: Path, sanitizer: str) -> Path:
     def compile_one(job: tuple[Path, str, list[str]]) -> str:
         source, name, flags = job
         target = str(folder / f"{name}-{source.stem}.o")
-        subprocess.run([compiler, *FLAGS, *SANITIZERS[sanitizer], *flags, "-c", str(source), "-o", target], cwd=ROOT,
-                       check=True)
+        subprocess.run(
+            [compiler, *FLAGS, *SANITIZERS[sanitizer], *flags, "-c", str(source), "-o", target],
+            cwd=ROOT,
+            check=True,
+        )
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -53,8 +79,12 @@ def main(sanitizers: list[str]) -> int:
             program = build(Path(folder), sanitizer)
             for level in LEVELS:
                 print(f"-- {sanitizer}, {level}", flush=True)
-                result = subprocess.run([str(program)], env={**os.environ, "DAL_NATIVE_SIMD": level},
-                                        capture_output=True, text=True)
+                result = subprocess.run(
+                    [str(program)],
+                    env={**os.environ, "DAL_NATIVE_SIMD": level},
+                    capture_output=True,
+                    text=True,
+                )
                 print(result.stdout, end="", flush=True)
                 if "this processor offers" in result.stderr:
                     print(f"skipped: this processor does not have {level}", flush=True)

@@ -17,10 +17,33 @@ def main() -> int:
         for name, flags in LEVELS.items():
             for source in sorted(ROOT.glob("csrc/kernels/*.cpp")):
                 target = str(Path(folder, f"{name}-{source.stem}.o"))
-                subprocess.run(["g++", "-std=c++17", "-O3", "-fPIC", "-Wno-psabi", "-Icsrc", *flags, f"-DDAL_LEVEL={name}",
-                                f"-DDAL_LEVEL_{name.upper()}", "-c", str(source), "-o", target], cwd=ROOT, check=True)
-                symbols = subprocess.run(["nm", "-C", target], capture_output=True, text=True, check=True).stdout
-                shared += [f"{name}/{source.name}: {line}" for line in symbols.splitlines() if line[17:18] in ("W", "V", "u")]
+                subprocess.run(
+                    [
+                        "g++",
+                        "-std=c++17",
+                        "-O3",
+                        "-fPIC",
+                        "-Wno-psabi",
+                        "-Icsrc",
+                        *flags,
+                        f"-DDAL_LEVEL={name}",
+                        f"-DDAL_LEVEL_{name.upper()}",
+                        "-c",
+                        str(source),
+                        "-o",
+                        target,
+                    ],
+                    cwd=ROOT,
+                    check=True,
+                )
+                symbols = subprocess.run(
+                    ["nm", "-C", target], capture_output=True, text=True, check=True
+                ).stdout
+                shared += [
+                    f"{name}/{source.name}: {line}"
+                    for line in symbols.splitlines()
+                    if line[17:18] in ("W", "V", "u")
+                ]
     print("\n".join(shared) or "no weak symbols")
     return int(bool(shared))
 
