@@ -244,7 +244,7 @@ class _Problem:
         return h
 
     def by_cell(self, values: Floats) -> Floats:
-        return np.bincount(self.cell, values, minlength=self.n_cells)
+        return np.bincount(self.cell, values, minlength=self.n_cells).astype(np.float64, copy=False)
 
     def rows_by_cell(self, values: Floats) -> Floats:
         """sum over each cell of values_t x_t: (d, K)."""

@@ -78,4 +78,4 @@ def uniform(
     counter = np.stack([i & _LOW, i >> _SHIFT, j & _LOW, r & _LOW]).reshape(4, -1)
     words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
     bits = (words[0] << _SHIFT | words[1]) >> np.uint64(11)
-    return (bits * 2.0**-53).reshape(i.shape)
+    return np.asarray(bits * 2.0**-53).reshape(i.shape)

@@ -462,7 +462,7 @@ class RewardModel:
         first = (
             labels.weight * expected_terms(self._t, np.zeros_like(self._t), labels.label, labels.lapse).first
         )
-        theta = (first * self._each)[:, None] * labels.differences
+        theta: Floats = (first * self._each)[:, None] * labels.differences
         if not self._estimated or not len(self._cells):
             return theta
         beta = np.zeros((len(self._t), len(self._cells)))
@@ -538,7 +538,8 @@ class RewardModel:
             away = away - V.reward(reference, self.n_features_in_)
         lower = scipy.linalg.cholesky(self.information_, lower=True)
         white = scipy.linalg.solve_triangular(lower, away.T, lower=True)
-        return away @ self.coef_ - radius * np.sqrt(np.einsum("ij,ij->j", white, white))
+        norm = np.sqrt(np.einsum("ij,ij->j", white, white))
+        return np.asarray(away @ self.coef_ - radius * norm)
 
     def decision_function(self, X: ArrayLike) -> Floats:
         """Margin x'theta of differences: positive where b is expected to be better.
@@ -813,7 +814,9 @@ def _check_labels(
             f"X reaches {float(np.abs(x).max()):g} in size; expected at most 1e100, squares overflow"
         )
     if y is None:
-        raise ValueError("y is None: this estimator requires y to be passed; expected labels in [0, 1]")
+        raise ValueError(
+            "RewardModel requires y to be passed, but the target y is None; expected labels in [0, 1]"
+        )
     given = V.array(y, "y")
     label = V.floats(given.astype(np.float64) if given.dtype == bool else given, "y", 1)
     V.length(label, len(x), "y", "row of X")
@@ -894,21 +897,21 @@ def _plain(value: Any) -> Any:
 def _fisher(t: Floats, lapse: float) -> Floats:
     """Fisher information of one answer on t = beta u: s(1-s), or p'^2 / (p (1-p)) with lapses."""
     e = np.exp(-np.abs(t))
-    slope = e / (1 + e) ** 2
+    slope: Floats = e / (1 + e) ** 2
     if lapse == 0.0:
         return slope
     chance = lapse / 2 + (1 - lapse) * e / (1 + e)  # of the less likely answer
-    return (1 - lapse) ** 2 * slope**2 / (chance * (1 - chance))
+    return np.asarray((1 - lapse) ** 2 * slope**2 / (chance * (1 - chance)))
 
 
 def _inverse(matrix: Floats) -> Floats:
     """Inverse of a positive definite matrix, exactly symmetric."""
     inverse = scipy.linalg.cho_solve((scipy.linalg.cholesky(matrix, lower=True), True), np.eye(len(matrix)))
-    return (inverse + inverse.T) / 2
+    return np.asarray((inverse + inverse.T) / 2)
 
 
 def _within_mean_zero(information: Floats) -> Floats:
     """Covariance of b with this information when sum b = 0 is known: A^-1 - A^-1 1 1'A^-1 / 1'A^-1 1."""
     inverse = _inverse(information)
     total = inverse.sum(axis=0)
-    return inverse - np.outer(total, total) / total.sum()
+    return np.asarray(inverse - np.outer(total, total) / total.sum())

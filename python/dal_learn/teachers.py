@@ -404,7 +404,7 @@ class SimulatedTeachers:
         """
         i, j = _asked(conversation, teacher, round, len(self.margin), len(self._names))
         repetition = self._askings.number(i, j, round)
-        return (uniform(self.seed, i, j, repetition) < self.probability(i, j)).astype(np.float64)
+        return np.asarray(uniform(self.seed, i, j, repetition) < self.probability(i, j), np.float64)
 
 
 def _logistic(t: Floats) -> Floats:
@@ -432,7 +432,7 @@ def _margins(conversations: Conversations | dn.Pool | ArrayLike, reward: ArrayLi
 
 def _category_of(conversations: Any) -> Integers:
     if isinstance(conversations, Conversations):
-        return conversations.category
+        return np.asarray(conversations.category)
     return np.asarray(conversations.category_of(np.arange(len(conversations))), np.int64)
 
 
@@ -558,7 +558,7 @@ class ReplayedTeachers:
                 f"expected at most the {count[t]} recorded answers"
             )
         first = (uniform(self.seed, i, j) * count).astype(np.int64)
-        return self._label[self._start[cell] + (first + asking) % count]
+        return np.asarray(self._label[self._start[cell] + (first + asking) % count])
 
 
 # ------------------------------------------------------------------------------------------------------ human

@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from dal_learn.conversations import Conversations, Texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dal_native as dn
+from dal_learn.conversations import Conversations, Texts
 
 SIZES = st.lists(st.integers(1, 5), min_size=0, max_size=6)
 

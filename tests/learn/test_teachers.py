@@ -6,6 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dal_learn._philox import philox, uniform
 from dal_learn.conversations import Conversations, Texts
 from dal_learn.teachers import (
@@ -17,8 +20,6 @@ from dal_learn.teachers import (
     Votes,
     side_swapped,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # ------------------------------------------------------------------------------------------------ philox
 
