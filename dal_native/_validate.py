@@ -59,6 +59,8 @@ def array(values: Any, name: str) -> NDArray[Any]:
     """
     if is_torch(values):
         return _from_torch(values, name)
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array; expected an array without missing numbers")
     try:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
             return np.from_dlpack(values)

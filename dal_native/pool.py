@@ -310,7 +310,8 @@ def _open_rows(path: str) -> NDArray[Any]:
 
 def _open_npy(path: str) -> NDArray[Any]:
     """Map a .npy file; NumPy checks the header, refuses pickled objects and notices a truncated file."""
-    return np.lib.format.open_memmap(path, mode="r")
+    with np.errstate(over="ignore"):  # of the size of a hostile shape; NumPy refuses it afterwards
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

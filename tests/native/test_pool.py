@@ -111,6 +111,7 @@ def test_a_pool_does_not_copy_a_memory_map(tmp_path):
         (np.float64(3), "differences has 0 dimensions"),
         (np.zeros((3, 0)), r"differences has no columns \(shape \(3, 0\)\)"),
         ([[1.0, 2.0], [3.0]], "differences cannot be read as an array"),
+        (np.ma.masked_array(X, X > 3), "differences is a masked array"),
         (None, "differences has"),
         ("pool.npy", "differences has"),
     ],
@@ -432,6 +433,33 @@ def test_open_npy_refuses(tmp_path):
     path.write_text("conversation,teacher\n1,2\n")
     with pytest.raises(ValueError, match=r"x\.npy: not a readable \.npy file"):
         dn.Pool.open(path)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 8), (-1, 3), (2**31, 2**33), (5, 3)])
+def test_open_npy_refuses_shapes_beyond_the_file(tmp_path, shape):
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(b"12345678")
+    with pytest.raises(ValueError, match=r"x\.npy: not a readable \.npy file"):
+        dn.Pool.open(tmp_path / "x.npy")
+
+
+@pytest.mark.slow
+def test_more_numbers_than_32_bits(tmp_path):
+    """A sparse file of 2^31 + 3,072 float16: the last row is found where it is."""
+    n, d = 2**21 + 3, 1024
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (n, d)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 2 * n * d)
+        file.seek(-2 * d, 2)
+        file.write(np.full(d, 0.5, np.float16).tobytes())
+    pool = dn.Pool.open(tmp_path / "x.npy")
+    u = dn.margin(pool, np.ones(d), backend="cpu")
+    assert u[-1] == d / 2
+    assert np.count_nonzero(u) == 1
+    assert dn.leverage(pool, np.eye(d), [0, n - 1], backend="cpu").tolist() == [0.0, d / 4]
 
 
 def test_open_safetensors_refuses(tmp_path):

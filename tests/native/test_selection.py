@@ -467,6 +467,18 @@ def test_category_beyond_the_rationality_is_refused(backend):
         dn.best_teacher([0.0], [1], [[1.0]], backend=backend)
 
 
+@pytest.mark.parametrize(("backend", "method"), METHODS)
+def test_rows_spoilt_behind_the_back_of_the_pool_are_named(backend, method):
+    """NaN that was not there when the pool was made neither wins nor loses quietly."""
+    p = base()
+    x = p.rows().copy()
+    pool = dn.Pool(x, p.category)
+    for bad in (np.nan, np.inf, 1e200):
+        x[7, 2] = bad
+        with pytest.raises(ValueError, match="conversation 7"):
+            dn.select_batch(pool, p.reward, p.rationality, p.matrix, 5, backend=backend, method=method)
+
+
 def test_overflow_is_an_error_that_names_the_conversation(backend):
     x = np.ones((5, 2))
     x[3] = 1e200
