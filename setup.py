@@ -1,4 +1,4 @@
-"""The extensions of dal-native: `_kernels` (C++, pybind11) and `_linalg` (Cython); metadata is in pyproject.toml."""
+"""The extensions of dal-native: `_kernels` (C++, pybind11) and `_linalg` (Cython); no metadata."""
 
 import os
 import platform
