@@ -66,6 +66,8 @@ def select_batch(
     matrix: Floats,
     factor: Floats,
     inverse_factor: Floats,
+    eigenvalues: Floats | None,
+    eigenvectors: Floats | None,
     available: NDArray[np.uint8],
     capacity: Integers,
     cost: Floats | None,
@@ -79,6 +81,9 @@ def select_batch(
     repeats: int,
     optimism: float,
     dense: bool,
+    known_leverage: NDArray[np.float32] | None,
+    known_scale: float,
+    leverage_out: NDArray[np.float32] | None,
     threads: int,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
