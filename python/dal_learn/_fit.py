@@ -35,6 +35,7 @@ _BLOCK_ROWS = 2048
 _ROUNDING = 1e-12  # rises of J below this share of its terms cannot be told from rounding
 _LONGEST_STEP = 1.5  # of one log|beta|: beyond e^1.5 the quadratic model says nothing
 _HALVINGS = 30
+_SAFELY_DEFINITE = 1e-3  # least diagonal of the factor of a matrix that is at most I
 _STALLED = 6
 _FLIP_PASSES = 20
 _MEMORY = 6  # full steps remembered for Anderson's mixture
@@ -277,8 +278,8 @@ class _Problem:
     def curvature(self, beta: Floats, terms: Terms) -> Floats:
         """lambda_t = -v beta^2 E l''.
 
-        With lapses l is not concave everywhere and lambda may be negative: at the top S^-1 is positive definite
-        all the same, and a step that leads elsewhere is shortened. A plain mode needs a Newton matrix only.
+        With lapses l is not concave everywhere and lambda may be negative: at the top S^-1 is positive
+        definite all the same, and a step that leads elsewhere is shortened. A mode needs a Newton matrix.
         """
         weight = -self.v * beta * beta * terms.second
         return weight if self.marginal else np.maximum(weight, 0.0)
@@ -305,10 +306,9 @@ class _Problem:
         across = self.v * s.beta * s.terms.second_1
         exact = prior - self.by_cell(self.v * (s.terms.first_1 + s.terms.second_2))
         for coupling, own in ((slope + across, exact), (across, gauss)):
-            mixed = _solve(lower, -self.rows_by_cell(coupling))
-            db = _constrained(np.diag(own) - mixed.T @ mixed, gradient - mixed.T @ white)
-            if db is not None:
-                return _solve(lower, white - mixed @ db, transposed=True), db, np.sqrt(far)
+            both = _arrow(_solve(lower, -self.rows_by_cell(coupling)), own, white, gradient)
+            if both is not None:
+                return _solve(lower, both[0], transposed=True), both[1], np.sqrt(far)
         # Not even the Gauss-Newton matrix is positive definite (S lags behind): theta and b apart.
         return _solve(lower, white, transposed=True), level / gauss, np.sqrt(far)
 
@@ -392,16 +392,27 @@ def _solve(lower: Floats, right: Floats, transposed: bool = False) -> Floats:
     return result
 
 
-def _constrained(matrix: Floats, gradient: Floats) -> Floats | None:
-    """argmax of g'b - b'A b/2 over sum b = 0; None unless A is safely positive definite."""
+def _arrow(mixed: Floats, own: Floats, white: Floats, gradient: Floats) -> tuple[Floats, Floats] | None:
+    """Solve [[I, Q], [Q', diag(D)]] (p, b) = (white, gradient) within sum b = 0.
+
+    The cells meet only through theta, so they are eliminated first: d^2 K operations, never a K x K matrix.
+    None unless the matrix is safely positive definite.
+    """
+    if own.min() <= 0:
+        return None
     try:
-        lower = scipy.linalg.cholesky(matrix, lower=True, check_finite=False)
+        rest = scipy.linalg.cholesky(
+            np.eye(len(mixed)) - (mixed / own) @ mixed.T, lower=True, check_finite=False
+        )
     except np.linalg.LinAlgError:
         return None
-    if np.diag(lower).min() < 1e-4 * np.diag(lower).max():
+    if np.diag(rest).min() < _SAFELY_DEFINITE:
         return None
-    both = scipy.linalg.cho_solve((lower, True), np.stack([gradient, np.ones(len(gradient))], axis=1))
-    return np.asarray(both[:, 0] - both[:, 1] * (both[:, 0].sum() / both[:, 1].sum()))
+    right = np.stack([white - mixed @ (gradient / own), -mixed @ (1 / own)], axis=1)
+    p = scipy.linalg.cho_solve((rest, True), right, check_finite=False)
+    b = (np.stack([gradient, np.ones(len(own))], axis=1) - mixed.T @ p) / own[:, None]
+    level = b[:, 0].sum() / b[:, 1].sum()  # what keeps the sum of b at 0
+    return p[:, 0] - level * p[:, 1], b[:, 0] - level * b[:, 1]
 
 
 # ---------------------------------------------------------------------------------------------------- the fit

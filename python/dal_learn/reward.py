@@ -358,22 +358,11 @@ class RewardModel:
         )
         at = expected_terms(t, np.zeros_like(t), labels.label, labels.lapse)
         self.log_likelihood_ = float(labels.weight @ at.likelihood)
-        self._labels, self._cells, self._estimated = labels, cells, estimate
-        self._t, self._each, self._fisher = t, each, fisher
+        self._labels, self._cells, self._estimated, self._t, self._each = labels, cells, estimate, t, each
+        self._cross, self._own = _cells_with_theta(labels, len(cells) if estimate else 0, fisher, each, t)
         self._errors: Floats | None = None
 
     # --------------------------------------------------------------------------------------- standard errors
-
-    def _joint_blocks(self) -> tuple[Floats, Floats]:
-        """Cross block (d, K) and diagonal block (K,) of the information on (theta, log|beta|)."""
-        labels, count = self._labels, len(self._cells)
-        assert labels is not None
-        pick = scipy.sparse.csr_array(
-            (self._fisher * self._each * self._t, (labels.cell, np.arange(len(self._t)))),
-            shape=(count, len(self._t)),
-        )
-        own = np.bincount(labels.cell, self._fisher * self._t**2, minlength=count)
-        return np.ascontiguousarray((pick @ labels.differences).T), own + labels.spread**-2
 
     def _log_errors(self) -> Floats:
         """Standard errors of log|rationality|, (m, C)."""
@@ -383,13 +372,12 @@ class RewardModel:
                 errors[...] = 0.0
             elif len(self._cells):
                 with single_threaded_blas():
-                    cross, own = self._joint_blocks()
-                    lower = scipy.linalg.cholesky(self.information_, lower=True)
-                    half = scipy.linalg.solve_triangular(lower, cross, lower=True)
-                    covariance = _within_mean_zero(np.diag(own) - half.T @ half)
-                errors.ravel()[self._cells] = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+                    errors.ravel()[self._cells] = self._joint().log_errors()
             self._errors = errors
         return self._errors
+
+    def _joint(self) -> _JointCovariance:
+        return _JointCovariance(self.information_, self._cross, self._own)
 
     @property
     def rationality_se_(self) -> Floats:
@@ -412,7 +400,7 @@ class RewardModel:
         ----------
         robust : bool, default False
             False: inverse of the anchored information's Schur complement. True: the sandwich, which does not
-            trust the model (not for a model that was loaded from a file).
+            trust the model (not for a model that was loaded from a file; it reads the X of `fit` again).
 
         Returns
         -------
@@ -436,38 +424,16 @@ class RewardModel:
                 )
             return self._loaded_covariance.copy()
         with single_threaded_blas():
-            bread = self._joint_covariance()
-            d = self.n_features_in_
+            joint = self._joint()
             if not robust:
-                return bread[:d, :d]
-            scores = self._scores()
-            half = scores @ bread[:, :d]
-        return half.T @ half
-
-    def _joint_covariance(self) -> Floats:
-        """Inverse joint information within mean log|beta| = 0: (d + K, d + K), or (d, d) if beta is known."""
-        if not self._estimated or not len(self._cells):
-            return _inverse(self.information_)
-        cross, own = self._joint_blocks()
-        solved = scipy.linalg.cho_solve((scipy.linalg.cholesky(self.information_, lower=True), True), cross)
-        corner = _within_mean_zero(np.diag(own) - cross.T @ solved)
-        top = _inverse(self.information_) + solved @ corner @ solved.T
-        side = -solved @ corner
-        return np.block([[top, side], [side.T, corner]])
-
-    def _scores(self) -> Floats:
-        """Gradient of each label's log likelihood in (theta, log|beta|): (T, d + K) or (T, d)."""
-        labels = self._labels
-        assert labels is not None
-        first = (
-            labels.weight * expected_terms(self._t, np.zeros_like(self._t), labels.label, labels.lapse).first
-        )
-        theta: Floats = (first * self._each)[:, None] * labels.differences
-        if not self._estimated or not len(self._cells):
-            return theta
-        beta = np.zeros((len(self._t), len(self._cells)))
-        beta[np.arange(len(self._t)), labels.cell] = first * self._t
-        return np.concatenate([theta, beta], axis=1)
+                return joint.top
+            labels = self._labels
+            at = expected_terms(self._t, np.zeros_like(self._t), labels.label, labels.lapse)
+            first = labels.weight * at.first
+            half = (first * self._each)[:, None] * (labels.differences @ joint.top)
+            if self._estimated:
+                half += (first * self._t)[:, None] * joint.side[labels.cell]
+            return np.asarray(half.T @ half)
 
     # --------------------------------------------------------------------------------------------- predicting
 
@@ -894,6 +860,19 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- algebra
 
 
+def _cells_with_theta(
+    labels: Labels, count: int, fisher: Floats, each: Floats, t: Floats
+) -> tuple[Floats, Floats]:
+    """Blocks of the information on (theta, log|beta|): cross (d, K) and diagonal (K,), prior included."""
+    if count == 0:
+        return np.zeros((labels.differences.shape[1], 0)), np.zeros(0)
+    pick = scipy.sparse.csr_array(
+        (fisher * each * t, (labels.cell, np.arange(len(t)))), shape=(count, len(t))
+    )
+    own = np.bincount(labels.cell, fisher * t * t, minlength=count)
+    return np.ascontiguousarray((pick @ labels.differences).T), own + labels.spread**-2
+
+
 def _fisher(t: Floats, lapse: float) -> Floats:
     """Fisher information of one answer on t = beta u: s(1-s), or p'^2 / (p (1-p)) with lapses."""
     e = np.exp(-np.abs(t))
@@ -910,8 +889,44 @@ def _inverse(matrix: Floats) -> Floats:
     return np.asarray((inverse + inverse.T) / 2)
 
 
-def _within_mean_zero(information: Floats) -> Floats:
-    """Covariance of b with this information when sum b = 0 is known: A^-1 - A^-1 1 1'A^-1 / 1'A^-1 1."""
-    inverse = _inverse(information)
-    total = inverse.sum(axis=0)
-    return np.asarray(inverse - np.outer(total, total) / total.sum())
+class _JointCovariance:
+    """Inverse of [[M, P], [P', diag(D)]] within sum b = 0, without ever forming its K x K corner.
+
+    Parameters
+    ----------
+    information : ndarray, (d, d)
+        M.
+    cross : ndarray, (d, K)
+        P; K may be 0.
+    own : ndarray, (K,)
+        D, above 0.
+
+    Attributes
+    ----------
+    top : ndarray, (d, d)
+        Covariance of theta.
+    side : ndarray, (K, d)
+        Covariance of b with theta.
+    """
+
+    def __init__(self, information: Floats, cross: Floats, own: Floats) -> None:
+        self.own = own
+        schur = information - (cross / own) @ cross.T
+        self.top = _inverse(schur)
+        if not len(own):
+            self.side, self.half, self.total = np.zeros((0, len(schur))), cross, own
+            return
+        scaled = cross / own
+        self.half = scipy.linalg.solve_triangular(
+            scipy.linalg.cholesky(schur, lower=True), scaled, lower=True
+        )  # the corner is 1 / D + half'half
+        ones = np.ones(len(own))
+        self.total = ones / own + self.half.T @ (self.half @ ones)  # corner 1
+        lean = -self.top @ (scaled @ ones)  # (theta, b) covariance, times 1
+        self.side = -(self.top @ scaled).T - np.outer(self.total, lean) / self.total.sum()
+        self.top = self.top - np.outer(lean, lean) / self.total.sum()
+
+    def log_errors(self) -> Floats:
+        """Standard deviations of b, (K,)."""
+        variance = 1 / self.own + np.einsum("ij,ij->j", self.half, self.half)
+        return np.asarray(np.sqrt(np.maximum(variance - self.total**2 / self.total.sum(), 0.0)))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dal_native as dn
+from dal_learn._fit import Labels, _Problem
 from dal_learn.reward import ConvergenceWarning, RewardModel
 
 METHODS = ["marginal", "joint_map", "homogeneous"]
@@ -146,6 +147,37 @@ def test_the_bound_is_below_the_evidence_and_close(seed):
     assert evidence - 0.2 < model.objective_ <= evidence + 1e-8
 
 
+@given(st.integers(0, 500), st.booleans(), st.sampled_from([0.0, 0.1]), st.sampled_from([0.2, 1.0, 4.0]))
+@settings(max_examples=30)
+def test_gradients_of_the_objective_are_its_differences(seed, marginal, lapse, size):
+    """Everywhere, not only at the top: central differences of J in theta, in log beta and in lambda."""
+    (x, y, j, c), _ = labels(12, 3, seed=seed, size=size)
+    rng = np.random.default_rng(seed)
+    cells, cell = np.unique(j * 2 + c, return_inverse=True)
+    k = len(cells)
+    problem = _Problem(
+        Labels(x, y, rng.uniform(0.5, 2, 12), cell, 0.7, 0.6, lapse),
+        rng.choice([-1.0, 1.0], k),
+        marginal,
+        True,
+    )
+    point = np.concatenate([rng.normal(size=3) / size, 0.5 * rng.normal(size=k), rng.uniform(0.01, 1, 12)])
+
+    def bound(z):
+        return problem.state(z[:3], z[3 : 3 + k], z[3 + k :]).bound
+
+    state = problem.state(point[:3], point[3 : 3 + k], point[3 + k :])
+    numeric = [(bound(point + 1e-5 * e) - bound(point - 1e-5 * e)) / 2e-5 for e in np.eye(len(point))]
+    slope = problem.v * state.beta * state.terms.first
+    assert numeric[:3] == pytest.approx(x.T @ slope - 0.7 * state.mean, rel=1e-5, abs=1e-5 * (1 + size))
+    own = problem.by_cell(problem.v * state.terms.first_1) - state.log_size / 0.36
+    assert numeric[3 : 3 + k] == pytest.approx(own, rel=1e-5, abs=1e-5 * (1 + size))
+    if marginal:  # dJ/dlambda_t = sum_s (lambda*_s - lambda_s) (x_s'S x_t)^2 / 2
+        shared = x @ np.linalg.inv(0.7 * np.eye(3) + (x.T * state.weight) @ x) @ x.T
+        gap = problem.curvature(state.beta, state.terms) - state.weight
+        assert numeric[3 + k :] == pytest.approx(gap @ shared**2 / 2, rel=1e-4, abs=1e-5 * (1 + size**2))
+
+
 # ------------------------------------------------------------------------------------------------ the laws
 
 PROBLEM = st.tuples(
@@ -274,6 +306,16 @@ def test_information_and_errors_by_definition(lapse, shape):
     plane = scipy.linalg.block_diag(np.eye(d), scipy.linalg.null_space(np.ones((1, k))))
     covariance = plane @ np.linalg.inv(plane.T @ joint @ plane) @ plane.T
     assert model.coef_covariance() == pytest.approx(covariance[:d, :d], rel=1e-7, abs=1e-10)
+    g = np.zeros((len(x), d + k))
+    t = model.rationality_[j, c] * (x @ model.coef_)
+    p, slope = lapse / 2 + (1 - lapse) * logistic(t), (1 - lapse) * logistic(t) * logistic(-t)
+    g[:, :d], g[np.arange(len(x)), d + np.searchsorted(cells, j * 2 + c)] = (
+        model.rationality_[j, c][:, None] * x,
+        t,
+    )
+    g *= ((y - p) / (p * (1 - p)) * slope)[:, None]
+    sandwich = covariance @ g.T @ g @ covariance
+    assert model.coef_covariance(robust=True) == pytest.approx(sandwich[:d, :d], rel=1e-6, abs=1e-10)
     log_error = np.full(8, 0.5)
     log_error[cells] = np.sqrt(np.diag(covariance)[d:])
     assert model.rationality_se_.ravel() == pytest.approx(model.rationality_.ravel() * log_error, rel=1e-7)

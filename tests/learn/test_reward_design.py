@@ -1,8 +1,8 @@
-"""What the marginal fit is for: a design that picks teachers by their estimated rationality must not fool itself.
+"""What the marginal fit is for: a design that trusts estimated rationalities must not fool itself.
 
-The comparison of the design notes at a small scale: the dual rule (conversation and teacher by information gain) with
-plug-in estimates, under the joint maximum and under the marginal fit, beside uniform choice. Seen over these seeds:
-0.924, 0.958 and 0.890 held-out accuracy, with rounding the only thing that can move them; half the gap is asked for.
+A comparison of designs at a small scale: the dual rule (conversation and teacher by information gain) with
+plug-in estimates, under the joint maximum and under the marginal fit, beside uniform choice. Seen over these
+seeds: 0.924, 0.958 and 0.890 held-out accuracy; only rounding can move them, and half the gap is asked for.
 """
 
 from __future__ import annotations
