@@ -321,7 +321,7 @@ class HashingEncoder:
         weight = np.sqrt(count.astype(np.float64))
         vector = np.zeros(self.dimension)
         for k in range(self._COORDINATES):
-            mixed = _mixed(gram + np.uint64(k + 1) * np.uint64(0x9E3779B97F4A7C15))
+            mixed = _mixed(gram + np.uint64((k + 1) * 0x9E3779B97F4A7C15 % 2**64))
             sign = 1.0 - 2.0 * (mixed >> np.uint64(63)).astype(np.float64)
             index = ((mixed & np.uint64(0xFFFFFFFF)) % np.uint64(self.dimension)).astype(np.int64)
             vector += np.bincount(index, sign * weight, self.dimension)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -209,9 +210,7 @@ class _Problem:
         self.reads += 1
         share = probability * np.repeat(self.weight, self.counts)
         edges = self.offsets[bounds]
-        return np.stack(
-            [self.weighted(np.arange(a, b), share[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        )
+        return np.stack([self.weighted(np.arange(a, b), share[a:b]) for a, b in pairwise(edges)])
 
     def weighted(self, rows: Integers, weight: Vector) -> Vector:
         """sum_k weight_k phi(row_k), by blocks."""
