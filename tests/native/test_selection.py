@@ -81,6 +81,36 @@ def test_any_seed(seed):
         assert picks_of(select(p, 8, backend, method=method)) == expected
 
 
+@pytest.mark.parametrize("kind", t.KINDS)
+@pytest.mark.parametrize("labels", [0, 20, 3000])
+def test_pools_large_enough_to_be_screened(kind, labels):
+    """Cold and late starts, flat and falling spectra: whatever way is taken, the picks are the oracle's."""
+    rng = np.random.default_rng([labels, t.KINDS.index(kind)])
+    d = 48
+    for dtype_name in t.DTYPES:
+        n, seed = int(rng.integers(1950, 2300)), int(rng.integers(1e6))
+        ridge = float(rng.choice([1e-2, 1.0, 5.0]))
+        p = t.make_problem(kind, n, d, 5, 2, labels=labels, ridge=ridge, dtype_name=dtype_name, seed=seed)
+        for options in ({}, random_options(rng, n, 5, 2)):
+            p = with_options(p, **options)
+            batch = select(p, 8, "cpu", threads=int(rng.integers(1, 4)))
+            reference = select(p, 8, "reference")
+            assert picks_of(batch) == picks_of(reference)
+            assert batch.gain == pytest.approx(reference.gain, rel=1e-10)
+            slack = 1e-6 * reference.certificate["log_det_bound"]  # a certified bound may carry a margin
+            assert batch.certificate == pytest.approx(reference.certificate, rel=1e-6, abs=slack)
+    t.check_batch(batch, p, 8)
+
+
+def test_screening_is_taken_where_it_pays():
+    """So that the test above cannot miss it."""
+    taken = set()
+    for kind in ("power_law", "heavy_tails", "clustered"):
+        p = t.make_problem(kind, 2000, 48, 5, 2, labels=20, dtype_name="float32")
+        taken.update(select(p, 8, "cpu").counters["stages"])
+    assert {"screened", "lazy"} <= taken
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 17, 64, 65, 130])
 @pytest.mark.parametrize("d", [1, 7, 8, 9, 16, 33, 65])
 def test_awkward_sizes(backend, n, d):
