@@ -1,0 +1,1 @@
+"""Benchmarks: one file per operation, each with an outside baseline and an accuracy beside the time."""
