@@ -302,7 +302,7 @@ class Conversations:
         if rows is None:
             rows = slice(None)
         elif not isinstance(rows, slice):
-            rows = _row_indices(rows, self.n)
+            rows = row_indices(rows, self.n)
         if self._given is not None:
             return np.array(self._given[rows], dtype=np.float64)
         assert self.completions is not None and self.pairs is not None
@@ -374,7 +374,7 @@ class Conversations:
         >>> Conversations.from_differences([[1.0], [2.0], [3.0]]).subset([2, 0]).ids
         ('2', '0')
         """
-        rows = _row_indices(indices, self.n)
+        rows = row_indices(indices, self.n)
         if len(np.unique(rows)) < len(rows):
             raise ValueError("indices holds a conversation twice, expected each at most once")
         kept, prompt = np.unique(self.prompt[rows], return_inverse=True)
@@ -449,7 +449,8 @@ def _indices(values: ArrayLike, name: str, length: int) -> Integers:
     return array
 
 
-def _row_indices(values: ArrayLike, n: int) -> Integers:
+def row_indices(values: ArrayLike, n: int) -> Integers:
+    """Indices in 0..n-1 from indices or a mask."""
     array = V.array(values, "indices")
     if array.dtype == bool:
         if array.shape != (n,):

@@ -36,6 +36,7 @@ Integers = NDArray[np.int64]
 
 METHODS = ("marginal", "joint_map", "homogeneous")
 _QUANTILE_95 = 1.959963984540054
+_LARGEST_FEATURE = 1e50
 
 
 class ConvergenceWarning(UserWarning):
@@ -775,9 +776,10 @@ def _check_labels(
     x = V.floats(X, "X", 2)
     if x.shape[1] == 0:
         raise ValueError(f"X has 0 features (shape {x.shape}); expected at least one")
-    if x.size and float(np.abs(x).max()) > 1e100:
+    if x.size and float(np.abs(x).max()) > _LARGEST_FEATURE:
         raise ValueError(
-            f"X reaches {float(np.abs(x).max()):g} in size; expected at most 1e100, squares overflow"
+            f"X reaches {float(np.abs(x).max()):g} in size; expected at most "
+            f"{_LARGEST_FEATURE:g}, beyond which squares overflow"
         )
     if y is None:
         raise ValueError(
@@ -798,8 +800,8 @@ def _check_labels(
         indices.append(index)
     weight = np.ones(len(x)) if sample_weight is None else V.floats(sample_weight, "sample_weight", 1)
     V.length(weight, len(x), "sample_weight", "row of X")
-    if (weight < 0).any() or weight.max(initial=0.0) > 1e100:
-        raise ValueError("sample_weight holds a number below 0 or above 1e100; expected weights")
+    if (weight < 0).any() or weight.max(initial=0.0) > 1e20:
+        raise ValueError("sample_weight holds a number below 0 or above 1e20; expected weights")
     return x, label, weight, indices[0], indices[1]
 
 

@@ -21,7 +21,7 @@ from dal_native import _validate as V
 
 from ._files import FileFormatError, fingerprint, read_csv, read_json_lines, write_jsonl
 from ._philox import uniform
-from .conversations import Conversations
+from .conversations import Conversations, row_indices
 
 __all__ = [
     "AnswerError",
@@ -165,7 +165,7 @@ class Votes:
         >>> len(Votes([0, 0, 1], [1, 1, 0], [1, 0, 0.5]).subset([True, False, True]))
         2
         """
-        rows = np.arange(len(self))[V.array(indices, "indices")]
+        rows = row_indices(indices, len(self))
         return Votes(
             self.conversation[rows],
             self.teacher[rows],

@@ -309,10 +309,8 @@ def test_information_and_errors_by_definition(lapse, shape):
     g = np.zeros((len(x), d + k))
     t = model.rationality_[j, c] * (x @ model.coef_)
     p, slope = lapse / 2 + (1 - lapse) * logistic(t), (1 - lapse) * logistic(t) * logistic(-t)
-    g[:, :d], g[np.arange(len(x)), d + np.searchsorted(cells, j * 2 + c)] = (
-        model.rationality_[j, c][:, None] * x,
-        t,
-    )
+    g[:, :d] = model.rationality_[j, c][:, None] * x
+    g[np.arange(len(x)), d + np.searchsorted(cells, j * 2 + c)] = t
     g *= ((y - p) / (p * (1 - p)) * slope)[:, None]
     sandwich = covariance @ g.T @ g @ covariance
     assert model.coef_covariance(robust=True) == pytest.approx(sandwich[:d, :d], rel=1e-6, abs=1e-10)

@@ -178,6 +178,8 @@ def test_votes_number_their_repetitions():
     assert part.teacher_names == ("a", "b") and len(part) == 2
     with pytest.raises(ValueError, match="read-only"):
         v.label[0] = 0
+    with pytest.raises(ValueError, match="indices reach from 0 to 5, expected 0 to 4"):
+        v.subset([0, 5])
 
 
 @pytest.mark.parametrize(
