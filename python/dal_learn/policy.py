@@ -47,6 +47,8 @@ Integers = NDArray[np.int64]
 _BLOCK_NUMBERS = 2**20
 #: Groups of prompts whose vertices are kept apart: more mean fewer reads and larger systems.
 _GROUPS = 16
+#: Largest reward in units of the temperature: beyond it a softmax is an argmax to every digit.
+_LARGEST_LOGIT = 1e12
 
 
 class PolicyNotConverged(UserWarning):
@@ -193,10 +195,10 @@ class _Problem:
     def rewards_of_all(self, theta: Vector) -> Vector:
         """phi'theta of every completion: one read."""
         self.reads += 1
-        margin = np.asarray(dn.margin(self.rows, theta))
-        if not np.isfinite(margin).all():
-            raise ValueError("completions and reward are too large; their products are not finite numbers")
-        return margin
+        try:
+            return np.asarray(dn.margin(self.rows, theta))
+        except ValueError:
+            raise ValueError("completions and reward are too large; their products are not finite") from None
 
     def mean(self, probability: Vector) -> Vector:
         """x(pi) = sum_p weight_p sum_a pi(a|p) phi(p, a), in float64 and in a fixed order: one read."""
@@ -915,6 +917,7 @@ class _Soft:
     probability: Vector
     z: Vector  # gradient of f in whitened coordinates: the position of the policy
     divergence: float
+    rounding: float  # of the objective
 
     def gap(self, gamma: float) -> float:
         """f(theta) - (V(pi) - tau KL) = gamma |z| + u'z, by Fenchel's equality."""
@@ -927,17 +930,20 @@ def _softened(
     """Newton on f(theta) = tau E_s log sum_a base exp((phi - nu)'theta / tau), cooled down to tau."""
     with np.errstate(divide="ignore"):
         log_base = np.log(base)
-    state = _soft(problem, np.zeros(problem.pool.d), tau, log_base)
-    n_iter = 0
-    for warm in _cooling(problem, state, tau, log_base):
+    u, n_iter = np.zeros(problem.pool.d), 0
+    for warm in _cooling(problem, tau):
         goal = 0.9 * tol if warm == tau else max(0.1 * warm, 0.9 * tol)
-        state = _soft(problem, state.u, warm, log_base)
-        while state.gap(gamma) > goal and n_iter < max_iter:
+        state = best = _soft(problem, u, warm, log_base)
+        idle = 0  # steps that moved f by no more than its rounding
+        while best.gap(gamma) > goal and n_iter < max_iter and idle < 8:
             n_iter += 1
             after = _newton_in_ball(problem, state, gamma, warm, log_base)
             if after is None:
                 break
+            idle = idle + 1 if after.objective >= state.objective - state.rounding else 0
             state = after
+            best = state if state.gap(gamma) < best.gap(gamma) else best
+        state, u = best, best.u
     gap = state.gap(gamma)
     if gap > tol:
         _warn(gap, tol, n_iter)
@@ -955,11 +961,13 @@ def _softened(
     )
 
 
-def _cooling(problem: _Problem, state: _Soft, tau: float, log_base: Vector) -> list[float]:
+def _cooling(problem: _Problem, tau: float) -> list[float]:
     """Temperatures to pass through: from the spread of the estimated rewards down to tau by factors of 4."""
     margin = problem.rewards_of_all(problem.reward)
     first = problem.offsets[:-1]
     spread = float(problem.weight @ (np.maximum.reduceat(margin, first) - np.minimum.reduceat(margin, first)))
+    if float(np.abs(margin).max()) / _LARGEST_LOGIT > tau:
+        raise ValueError(f"temperature is {tau:g}, too small beside the rewards; expected 0 or a larger one")
     steps = max(0, int(np.ceil(np.log(max(spread, tau) / tau) / np.log(4.0))))
     return [tau * 4.0**k for k in range(steps, -1, -1)]
 
@@ -978,7 +986,9 @@ def _soft(problem: _Problem, u: Vector, tau: float, log_base: Vector) -> _Soft:
     z = problem.whiten(problem.mean(probability) - problem.reference)
     objective = float(tau * (problem.weight @ log_partition) - problem.reference @ theta)
     divergence = float(problem.weight @ (mean_reward / tau - log_partition))
-    return _Soft(u, theta, objective, probability, z, max(0.0, divergence))
+    size = tau + float(problem.weight @ np.abs(tau * log_partition)) + abs(float(problem.reference @ theta))
+    rounding = 16.0 * np.finfo(np.float64).eps * size
+    return _Soft(u, theta, objective, probability, z, max(0.0, divergence), rounding)
 
 
 def _newton_in_ball(
@@ -988,17 +998,18 @@ def _newton_in_ball(
     covariance = problem.covariance(state.probability)
     hessian = problem.whiten(problem.whiten(covariance).T) / tau
     values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
-    values = np.maximum(values, 0.0) + 1e-12 * max(float(values[-1]), 1e-300)
+    # a floor where the policy is certain and f has no curvature: the step then runs to the ball's edge
+    largest = max(float(values[-1]), float(np.linalg.norm(state.z)) / max(gamma, 1e-100))
+    values = np.maximum(values, 0.0) + 1e-12 * largest + 1e-300
     linear = vectors.T @ state.z - values * (vectors.T @ state.u)
     step = vectors @ _in_ball(values, linear, gamma) - state.u
     descent = float(state.z @ step)
     if descent >= 0:
         return None
-    rounding = 4.0 * np.finfo(np.float64).eps * abs(state.objective)
     size = 1.0
     while size > 1e-10:
         after = _soft(problem, state.u + size * step, tau, log_base)
-        if after.objective <= state.objective + 1e-4 * size * descent + rounding:
+        if after.objective <= state.objective + 1e-4 * size * descent + state.rounding:
             return after
         size *= 0.5
     return None
@@ -1006,11 +1017,11 @@ def _newton_in_ball(
 
 def _in_ball(values: Vector, linear: Vector, gamma: float) -> Vector:
     """The v with |v| <= gamma that minimises sum(values v^2 / 2 + linear v), values > 0."""
+    if gamma == 0.0:
+        return np.zeros_like(linear)
     inside = -linear / values
     if np.linalg.norm(inside) <= gamma:
         return inside
-    if gamma == 0.0:
-        return np.zeros_like(linear)
     # 1/|v(mu)| is concave and rises with mu, so Newton from the left end never oversteps by much; bracketed
     low, high = 0.0, float(np.linalg.norm(linear)) / gamma
     mu = low
