@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dal_native import _dispatch, _linalg, _validate
-from dal_native.information import as_matrix
+from dal_native.information import as_matrix, certified_ratio
 from dal_native.pool import Pool, as_pool
 
 Floats = NDArray[np.float64]
@@ -43,6 +43,10 @@ class SelectionProblem:
     method: str  # "lazy" or "dense"
     threads: int
     progress: Callable[[int, int], object] | None
+    # of a Selector: known_scale * known_leverage[i] >= h_i at this M; where to leave bounds for the next
+    known_leverage: NDArray[np.float32] | None = None  # (n,)
+    known_scale: float = 1.0
+    leverage_out: NDArray[np.float32] | None = None  # (n,)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,29 +164,33 @@ def select_batch(
     >>> batch.conversation, batch.teacher
     (array([1, 0]), array([1, 1]))
     """
-    pool = as_pool(pool)
     problem = _problem(
-        pool,
+        as_pool(pool),
         reward,
         rationality,
         M,
         size,
-        available,
-        capacity,
-        cost,
-        exclude,
-        candidates,
-        repeats,
-        optimism,
-        method,
-        threads,
-        progress,
+        available=available,
+        capacity=capacity,
+        cost=cost,
+        exclude=exclude,
+        candidates=candidates,
+        repeats=repeats,
+        optimism=optimism,
+        method=method,
+        threads=threads,
+        progress=progress,
     )
     return _finish(problem, _dispatch.find("select_batch", backend)(problem))
 
 
 class Selector:
-    """Selection of batch after batch from one pool.
+    """Selection of batch after batch from one pool, with what is known of its leverages kept between rounds.
+
+    Every selection leaves upper bounds of the leverages, 4 bytes for each conversation. As far as the next M
+    exceeds the last (M_new - r M_old positive semidefinite, r proved in float64), bounds divided by r hold
+    again; where they leave few rows to look at, they replace the product over the pool. The picks are those of
+    `select_batch`.
 
     Parameters
     ----------
@@ -198,8 +206,11 @@ class Selector:
 
     def __init__(self, pool: Any) -> None:
         self.pool = as_pool(pool)
+        self._known: tuple[NDArray[np.float32], Floats] | None = None  # bounds, and the M at which they hold
 
-    def select(self, reward: Any, rationality: Any, M: Any, size: int, **options: Any) -> Batch:
+    def select(
+        self, reward: Any, rationality: Any, M: Any, size: int, *, backend: str = "auto", **options: Any
+    ) -> Batch:
         """Pick a batch: the arguments, result and errors of `select_batch`, without the pool.
 
         Examples
@@ -208,7 +219,20 @@ class Selector:
         >>> len(dn.Selector(np.eye(3)).select(np.zeros(3), [1.0], np.eye(3), 2, exclude=[[0, -1]]))
         2
         """
-        return select_batch(self.pool, reward, rationality, M, size, **options)
+        problem = _problem(self.pool, reward, rationality, M, size, **options)
+        known, self._known = self._known, None  # lost if this call fails; another thread starts without
+        ratio = None if known is None else certified_ratio(problem.matrix, known[1])
+        # a backend, or a method, that leaves no bounds leaves infinity: no bound at all
+        bounds = np.full(len(self.pool), np.inf, np.float32)
+        problem = replace(
+            problem,
+            known_leverage=None if known is None or ratio is None else known[0],
+            known_scale=1.0 if ratio is None else 1.0 / ratio,
+            leverage_out=bounds,
+        )
+        batch = _finish(problem, _dispatch.find("select_batch", backend)(problem))
+        self._known = bounds, problem.matrix.copy()
+        return batch
 
 
 def _problem(
@@ -217,16 +241,17 @@ def _problem(
     rationality: Any,
     M: Any,
     size: Any,
-    available: Any,
-    capacity: Any,
-    cost: Any,
-    exclude: Any,
-    candidates: Any,
-    repeats: Any,
-    optimism: Any,
-    method: Any,
-    threads: Any,
-    progress: Any,
+    *,
+    available: Any = None,
+    capacity: Any = None,
+    cost: Any = None,
+    exclude: Any = None,
+    candidates: Any = None,
+    repeats: Any = 1,
+    optimism: Any = 0.0,
+    method: Any = "auto",
+    threads: Any = None,
+    progress: Any = None,
 ) -> SelectionProblem:
     beta = np.abs(_validate.rationality(rationality, pool.n_categories))
     m, n_categories = beta.shape

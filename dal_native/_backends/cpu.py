@@ -154,9 +154,9 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.repeats,
             problem.optimism,
             problem.method == "dense",
-            None,
-            1.0,
-            None,
+            problem.known_leverage,
+            problem.known_scale,
+            problem.leverage_out,
             problem.threads,
             problem.progress,
         )

@@ -307,14 +307,63 @@ def test_information_matrix_object_and_array_give_the_same(backend):
     assert (M.matrix == p.matrix).all()
 
 
-def test_selector_gives_what_select_batch_gives(backend):
+def later(p, rng, factor=1.0):
+    """The problem of a next round: labels added, every weight shifted a little, another reward."""
+    x = p.rows()[rng.integers(0, len(p.category), 10)]
+    d = len(p.reward)
+    shift = rng.uniform(0.9, 1.1, d)
+    matrix = factor * (p.matrix * np.sqrt(np.outer(shift, shift)) + 0.1 * x.T @ x)
+    reward = p.reward + 0.2 * np.linalg.cholesky(np.linalg.inv(p.matrix)) @ rng.standard_normal(d)
+    return t.Problem(p.differences, p.category, p.rationality, reward, matrix, p.options)
+
+
+@pytest.mark.parametrize("kind", t.KINDS)
+@pytest.mark.parametrize("method", ["lazy", "dense"])
+def test_selector_gives_what_select_batch_gives(backend, kind, method):
+    """Round after round, whatever is kept: M grows, shrinks, turns into another; options come and go."""
+    rng = np.random.default_rng(t.KINDS.index(kind))
+    p = t.make_problem(kind, 150, 6, 4, 2, seed=1)
+    selector = dn.Selector(p.pool())
+    for round_number, factor in enumerate([1.0, 1.0, 0.3, 4.0, 1e-6, 1.0, 1e6]):
+        p = later(p, rng, factor)
+        p = with_options(p, **(random_options(rng, 150, 4, 2) if round_number % 2 else {}))
+        # now and then another backend or method steps in between
+        how = {"backend": "reference"} if round_number == 2 else {"backend": backend, "method": method}
+        batch = selector.select(p.reward, p.rationality, p.matrix, 6, **p.options, **how)
+        assert picks_of(batch) == picks_of(select(p, 6, "reference"))
+        t.check_batch(batch, p, 6)
+
+
+def test_selector_reads_less_when_rounds_resemble_each_other():
+    """What is kept is used: the way is "warm" after the first round, and the picks are the same."""
+    rng = np.random.default_rng(0)
+    p = t.make_problem("isotropic", 6000, 48, 6, 2, labels=3000, dtype_name="float32")
+    selector = dn.Selector(p.pool())
+    stages = []
+    for _ in range(5):
+        batch = selector.select(p.reward, p.rationality, p.matrix, 10, backend="cpu")
+        stages.append(batch.counters["stages"][0])
+        fresh = select(p, 10, "reference")
+        assert picks_of(batch) == picks_of(fresh)
+        assert batch.certificate == pytest.approx(fresh.certificate, rel=1e-6)
+        p = later(p, rng)
+    assert stages[0] != "warm"
+    assert "warm" in stages
+
+
+def test_selector_survives_a_call_that_fails(backend):
     p = base()
     selector = dn.Selector(p.pool())
-    for size in (1, 5):
-        batch = selector.select(
-            p.reward, p.rationality, p.matrix, size, capacity=[1, 1, 1, 1], backend=backend
-        )
-        assert picks_of(batch) == picks_of(select(base(capacity=[1, 1, 1, 1]), size, backend))
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    for bad in ({"progress": stop}, {"size": -1}, {"M": -np.eye(5)}, {"rationality": [np.nan]}):
+        arguments = {"reward": p.reward, "rationality": p.rationality, "M": p.matrix, "size": 6, **bad}
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            selector.select(**arguments, backend=backend)
+        batch = selector.select(p.reward, p.rationality, p.matrix, 6, backend=backend)
+        assert picks_of(batch) == picks_of(select(p, 6, backend))
 
 
 def test_arguments_are_left_alone(backend):
