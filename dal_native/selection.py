@@ -189,8 +189,8 @@ class Selector:
 
     Every selection leaves upper bounds of the leverages, 4 bytes for each conversation. As far as the next M
     exceeds the last (M_new - r M_old positive semidefinite, r proved in float64), bounds divided by r hold
-    again; where they leave few rows to look at, they replace the product over the pool. The picks are those of
-    `select_batch`.
+    again; where they leave few rows to look at, they replace the product over the pool. The picks are those
+    of `select_batch`.
 
     Parameters
     ----------
