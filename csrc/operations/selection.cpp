@@ -162,7 +162,7 @@ class Engine {
       const int64_t first = chunk * kRun;
       refresh_run(list.data() + first, std::min(kRun, static_cast<int64_t>(list.size()) - first), space);
     });
-    for (int64_t conversation : list) check_finite(touched(conversation));
+    for (int64_t conversation : list) check_finite(conversation, touched(conversation).leverage, touched(conversation).margin);
   }
 
   void refresh_run(const int64_t* list, int64_t count, Space& space) {
@@ -218,9 +218,10 @@ class Engine {
     t.additions = to;
   }
 
-  void check_finite(const Touched& t) const {
-    if (t.leverage <= std::numeric_limits<double>::max() && t.margin <= std::numeric_limits<double>::max()) return;
-    throw std::overflow_error("the leverage or margin of conversation " + std::to_string(t.conversation) +
+  static void check_finite(int64_t conversation, double leverage, double margin) {
+    constexpr double most = std::numeric_limits<double>::max();
+    if (leverage <= most && std::fabs(margin) <= most) return;
+    throw std::overflow_error("the leverage or margin of conversation " + std::to_string(conversation) +
                               " overflows float64");
   }
 
@@ -381,6 +382,7 @@ class Engine {
     margin_.resize(n);
     dal::leverage(p_.pool, p_.inverse_factor, nullptr, p_.pool.n, start_leverage_.data(), call_);
     dal::margin(p_.pool, p_.reward, margin_.data(), call_);
+    for (size_t i = 0; i < n; ++i) check_finite(static_cast<int64_t>(i), start_leverage_[i], margin_[i]);
     leverage_ = start_leverage_;
     result_.rows_streamed += 2 * p_.pool.n;
     margin_error_ = 0;
