@@ -143,7 +143,7 @@ INTERRUPTED = """
 
     backend = os.environ["BACKEND"]
     rng = np.random.default_rng(0)
-    n, d = (60_000, 64) if backend == "reference" else (150_000, 160)
+    n, d = (20_000, 32) if backend == "reference" else (150_000, 160)
     pool = dn.Pool(rng.standard_normal((n, d), dtype=np.float32))
     M = np.eye(d)
     before = M.copy()
