@@ -44,6 +44,8 @@ __all__ = [
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_FITS = ("marginal", "joint_map", "homogeneous")
+
 
 @dataclass(frozen=True)
 class Design:
@@ -67,6 +69,8 @@ class Design:
         Prior standard deviation of log rationality.
     fit : str
         How rationalities are fitted: "marginal", "joint_map" or "homogeneous".
+    signed : bool
+        Let rationalities be negative: some teachers may be worse than a coin.
     stop_gain : float
         Stop before a batch whose log-determinant gain per pick is below this; 0 never stops.
     repeats : int
@@ -95,6 +99,7 @@ class Design:
     ridge: float = 1.0
     rationality_scale: float = 0.5
     fit: str = "marginal"
+    signed: bool = False
     stop_gain: float = 0.0
     repeats: int = 1
     optimism: float = 0.0
@@ -115,8 +120,36 @@ class Design:
             value = getattr(self, name)
             if not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+        if self.fit not in _FITS:
+            raise ValueError(f"fit is {self.fit!r}, expected one of {', '.join(_FITS)}")
         if self.seed_labels > self.budget:
             raise ValueError(f"seed_labels is {self.seed_labels}, expected at most budget ({self.budget})")
+
+    def model(self, rationality: Floats | None = None) -> RewardModel:
+        """A model to fit as these settings say.
+
+        Parameters
+        ----------
+        rationality : ndarray, (m, C), optional
+            Known rationalities.
+
+        Returns
+        -------
+        RewardModel
+            Not fitted.
+
+        Examples
+        --------
+        >>> Design(ridge=2.0).model().ridge
+        2.0
+        """
+        return RewardModel(
+            ridge=self.ridge,
+            rationality_scale=self.rationality_scale,
+            method=self.fit,
+            rationality=rationality,
+            signed=self.signed,
+        )
 
 
 @dataclass(frozen=True)
@@ -356,11 +389,8 @@ class Study:
         return np.array(i, np.int64), np.array(j, np.int64), np.array(y, np.float64)
 
     def _new_model(self) -> RewardModel:
-        s = self.settings
-        options: dict[str, Any] = {}
-        if s.method == "oracle" and self.truth is not None:
-            options["rationality"] = self.truth[1]
-        return RewardModel(ridge=s.ridge, rationality_scale=s.rationality_scale, method=s.fit, **options)
+        known = self.truth[1] if self.settings.method == "oracle" and self.truth is not None else None
+        return self.settings.model(known)
 
     def _fit(self) -> None:
         """Fit from a cold start to all answers so far (none at all leaves the prior)."""
@@ -801,9 +831,9 @@ class Campaign:
         Parameters
         ----------
         rows : iterable of (str, mapping)
-            Where the row stands, and its fields ``conversation``, ``teacher`` and ``answer``: "left", "right",
-            "tie", or "skip" to give the question up; empty, null or "draft" leaves it open. Other fields
-            are passed over.
+            Where the row stands, and its fields ``conversation``, ``teacher`` and ``answer``: "left",
+            "right", "tie", or "skip" to give the question up; empty, null or "draft" leaves it open. Other
+            fields are passed over.
 
         Returns
         -------

@@ -42,9 +42,8 @@ class _Cli(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line and exit with its code."""
-        extra["prog_name"] = extra.get("prog_name") or "dal"
-        extra.pop("standalone_mode", None)
-        sys.exit(_exit_code(lambda: super(_Cli, self).main(*args, standalone_mode=False, **extra)))
+        extra |= {"prog_name": "dal", "standalone_mode": False}
+        sys.exit(_exit_code(lambda: super(_Cli, self).main(*args, **extra)))
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
@@ -127,6 +126,7 @@ _model_options = _options(
                  help="Prior standard deviation of log rationality."),
     click.option("--fit", "fit_method", type=click.Choice(["marginal", "joint_map", "homogeneous"]),
                  default="marginal", show_default=True, help="How rationalities are fitted."),
+    click.option("--signed", is_flag=True, help="Let rationalities be negative: teachers worse than a coin."),
 )  # fmt: skip
 
 _policy_options = _options(
@@ -368,10 +368,11 @@ def _conclude(out: Path, results: Mapping[str, Any], as_json: bool) -> None:
 @_model_options
 @click.option(
     "--method",
+    metavar="NAME",
     type=click.Choice(list(METHODS)),
     default="dual",
     show_default=True,
-    help="The design whose results are the top-level files.",
+    help="The design whose results are the top-level files; every name works in --baselines too.",
 )
 @click.option(
     "--baselines",
@@ -469,6 +470,7 @@ def _design(given: Mapping[str, Any], method: str, budget: int) -> Design:
         ridge=given["ridge"],
         rationality_scale=given["rationality_scale"],
         fit=given["fit_method"],
+        signed=given["signed"],
         stop_gain=given["stop_gain"],
         repeats=given["repeats"],
         optimism=given["optimism"],
@@ -653,7 +655,10 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
     if len(y) == 0:
         raise ValueError("there is no answer to fit to; expected at least one")
     model = RewardModel(
-        ridge=given["ridge"], rationality_scale=given["rationality_scale"], method=given["fit_method"]
+        ridge=given["ridge"],
+        rationality_scale=given["rationality_scale"],
+        method=given["fit_method"],
+        signed=given["signed"],
     ).fit(
         conversations.differences(i),
         y,
@@ -786,3 +791,7 @@ def doctor_command(as_json: bool) -> None:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         click.echo(f"{name:<{width}}  {report.printable(text)}")
+
+
+if __name__ == "__main__":
+    main()

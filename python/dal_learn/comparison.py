@@ -297,11 +297,7 @@ def _common(problem: Problem, comparison: Comparison, ledger: Ledger, seed: int)
     training = np.zeros(c.n, bool)
     training[train] = True
     v = votes.subset(training[votes.conversation])
-    model = RewardModel(
-        ridge=comparison.design.ridge,
-        rationality_scale=comparison.design.rationality_scale,
-        method=comparison.design.fit,
-    ).fit(
+    model = comparison.design.model().fit(
         c.differences(v.conversation),
         v.label,
         teacher=v.teacher,

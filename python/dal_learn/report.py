@@ -218,7 +218,7 @@ def table(results: Results) -> str:
 
 
 def labels_to_match(results: Results) -> dict[str, float | None]:
-    """Labels after which each method's mean curve first reaches uniform's final mean accuracy.
+    """Labels after which each method's mean curve stays at or above uniform's final mean accuracy.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def labels_to_match(results: Results) -> dict[str, float | None]:
     Returns
     -------
     dict
-        Method -> labels, None where it never does; empty without uniform or without accuracies.
+        Method -> labels, None where it ends below; empty without uniform or without accuracies.
     """
     if "uniform" not in results["methods"]:
         return {}
@@ -238,8 +238,9 @@ def labels_to_match(results: Results) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name, values in results["methods"].items():
         labels, mean, _ = _curve(values["curve"], "accuracy")
-        reached = np.flatnonzero(mean >= goal - 1e-12)
-        found[name] = float(labels[reached[0]]) if len(reached) else None
+        below = np.flatnonzero(mean < goal - 1e-12)
+        first = below[-1] + 1 if len(below) else 0
+        found[name] = float(labels[first]) if first < len(labels) else None
     return found
 
 
@@ -329,7 +330,7 @@ def _rival_sentences(results: Results, name: str) -> list[str]:
     need, budget = labels_to_match(results).get(name), _mean(results["methods"]["uniform"]["labels"])
     if need is not None and budget is not None and need < budget:
         lines.append(
-            f"It reaches uniform's final accuracy after {need:,.0f} of {budget:,.0f} labels "
+            f"It is past uniform's final accuracy for good after {need:,.0f} of {budget:,.0f} labels "
             f"({1 - need / budget:.0%} fewer)."
         )
     return lines
@@ -710,7 +711,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     "learning_curves": (
         "Accuracy as labels come in",
         "Mean over seeds; bands (dual design, uniform) are one standard deviation. All methods share the "
-        "seed labels, so the curves start at one point.",
+        "seed labels, so the curves start at one point (but for the oracle, whose fit knows the teachers).",
         learning_curves,
     ),
     "differences": (
@@ -851,7 +852,10 @@ _GLOSSARY = (
         "logarithm of the determinant of the information matrix: how sharply the labels pin the reward down; "
         "one unit is a factor e in volume",
     ),
-    ("labels to match", "labels after which a method's mean curve first reaches uniform's final accuracy"),
+    (
+        "labels to match",
+        "labels after which a method's mean curve stays at or above uniform's final accuracy",
+    ),
     (
         "rationality",
         "how strongly a teacher's answers follow the reward: 0 is a coin, 1 the average teacher, below 0 "
@@ -869,7 +873,7 @@ _PAGE = """<!doctype html>
 <style>
 :root { color-scheme: light; }
 body { margin: 0; background: #f4f5f7; color: #22262b; font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 .4rem; }
 section { background: #fff; border: 1px solid #e2e5e9; border-radius: 10px; }
@@ -882,9 +886,9 @@ section { padding: 1.3rem 1.5rem; margin-top: 1.2rem; }
 .lead li:first-child { font-weight: 600; }
 img { display: block; max-width: 100%; height: auto; margin: .6rem auto 0; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; }
 table { font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .6rem; border-bottom: 1px solid #e9ebee; }
+th, td { padding: .38rem .45rem; border-bottom: 1px solid #e9ebee; }
 th, td { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.own td { background: #eaf2fa; font-weight: 600; }
