@@ -372,14 +372,14 @@ def _conclude(out: Path, results: Mapping[str, Any], as_json: bool) -> None:
     type=click.Choice(list(METHODS)),
     default="dual",
     show_default=True,
-    help="The design whose results are the top-level files; every name works in --baselines too.",
+    help="The design whose results are the top-level files; names as in --baselines.",
 )
 @click.option(
     "--baselines",
     default="all",
     show_default=True,
     metavar="LIST",
-    help="What to compare with: all, none, or names with commas.",
+    help="What to compare with: all, none, or names with commas of " + ", ".join(METHODS) + ".",
 )
 @click.option(
     "--holdout",

@@ -1,0 +1,61 @@
+"""Learning a reward from people who differ: whom to ask about what, the reward, and a policy to rely on.
+
+    Conversations, teachers -> Study (design, answers, fit; round after round) -> RewardModel -> policy
+
+The kernels underneath are `dal_native`; the command line is ``dal``.
+"""
+
+from dal_native import __version__
+
+from .campaign import Campaign, Design, Ledger, LedgerError, Round, Study, split_by_prompt
+from .comparison import Comparison, Problem, Simulation, compare
+from .conversations import Conversations, Texts
+from .design import METHODS
+from .encoders import get_encoder
+from .policy import (
+    PessimisticPolicy,
+    confidence_radius,
+    greedy_policy,
+    lower_confidence_bound,
+    mean_features,
+    pessimistic_policy,
+)
+from .reward import RewardModel
+from .sources import read_completions, read_conversations, read_folder, read_inputs, read_votes
+from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
+
+__all__ = [
+    "METHODS",
+    "Campaign",
+    "Comparison",
+    "Conversations",
+    "Design",
+    "HumanTeachers",
+    "Ledger",
+    "LedgerError",
+    "PessimisticPolicy",
+    "Problem",
+    "ReplayedTeachers",
+    "RewardModel",
+    "Round",
+    "SimulatedTeachers",
+    "Simulation",
+    "Study",
+    "Teachers",
+    "Texts",
+    "Votes",
+    "__version__",
+    "compare",
+    "confidence_radius",
+    "get_encoder",
+    "greedy_policy",
+    "lower_confidence_bound",
+    "mean_features",
+    "pessimistic_policy",
+    "read_completions",
+    "read_conversations",
+    "read_folder",
+    "read_inputs",
+    "read_votes",
+    "split_by_prompt",
+]
