@@ -160,7 +160,8 @@ def embed(
     >>> embed(HashingEncoder(16), ["yes", "no", "yes"]).shape
     (3, 16)
     """
-    keys, first = [], {}
+    keys: list[bytes] = []
+    first: dict[bytes, str] = {}
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"texts[{position}] is a {type(text).__name__}; expected text")

@@ -306,11 +306,11 @@ def _factor(M: Any, d: int) -> Vector:
 def _prompt_weight(values: Any, n_prompts: int) -> Vector:
     if values is None:
         return np.full(n_prompts, 1.0 / n_prompts)
-    weight = _validate.floats(values, "prompt_weight", 1)
+    weight: Vector = _validate.floats(values, "prompt_weight", 1)
     _validate.length(weight, n_prompts, "prompt_weight", "prompt")
     if (weight < 0).any() or not weight.sum() > 0 or not np.isfinite(weight.sum()):
         raise ValueError("prompt_weight must be non-negative with a positive, finite sum")
-    return weight / weight.sum()
+    return np.asarray(weight / weight.sum())
 
 
 def _base_policy(values: Any, offsets: Integers) -> Vector:
@@ -327,7 +327,7 @@ def _base_policy(values: Any, offsets: Integers) -> Vector:
     if wrong.any():
         p = int(np.argmax(wrong))
         raise ValueError(f"base_policy sums to {total[p]:g} in prompt {p}; expected 1 in every prompt")
-    return base / np.repeat(total, counts)
+    return np.asarray(base / np.repeat(total, counts))
 
 
 def _set_reference(problem: _Problem, reference: Any, base: Vector) -> Vector | None:

@@ -842,7 +842,7 @@ def _either(path: PathLike, line: int, row: Mapping[str, Any], first: str, secon
 
 def _label(path: PathLike, line: int, row: Mapping[str, Any]) -> float:
     key = "label" if "label" in row else "answer"
-    value = row.get(key)
+    value: Any = row.get(key)
     if isinstance(value, str):
         word = value.strip().lower()
         if word in _LABELS:
@@ -852,7 +852,8 @@ def _label(path: PathLike, line: int, row: Mapping[str, Any]) -> float:
         except ValueError:
             number = math.nan
     else:
-        number = float(value) if type(value) in (int, float) and abs(value) <= 1 else math.nan
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = float(value) if plain and abs(value) <= 1 else math.nan
     if not 0.0 <= number <= 1.0:
         raise FileFormatError(
             path, line, f"{key} is {_shown(value)}, expected a number from 0 to 1, a, b or tie"

@@ -319,13 +319,13 @@ def test_temperature_with_an_infinite_radius_is_refused():
 # --------------------------------------------------------------------------------------------- what it is for
 
 
-def fitted(differences, choice, ridge):
-    """Ridge logistic regression by Newton's method: estimate and information matrix."""
+def fitted(differences, choice, ridge, count=1.0):
+    """Ridge logistic regression by Newton's method: estimate and information matrix; `count` labels a row."""
     theta = np.zeros(differences.shape[1])
     for _ in range(100):
         p = 1 / (1 + np.exp(-differences @ theta))
-        M = ridge * np.eye(len(theta)) + (differences * (p * (1 - p))[:, None]).T @ differences
-        step = np.linalg.solve(M, differences.T @ (choice - p) - ridge * theta)
+        M = ridge * np.eye(len(theta)) + (differences * (count * p * (1 - p))[:, None]).T @ differences
+        step = np.linalg.solve(M, differences.T @ (count * (choice - p)) - ridge * theta)
         theta += step / max(1.0, np.linalg.norm(step))
         if np.linalg.norm(step) < 1e-10:
             break
@@ -337,16 +337,15 @@ def test_zhu_jordan_jiao_instance():
     phi = np.array([[1.0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]])
     truth = np.array([-1.0, 0.1, 0.9])
     rewards = phi @ truth
+    x = np.stack([phi[0] - phi[1], phi[1] - phi[2]])
     rng = np.random.default_rng(0)
     mean_loss = {}
     for n in (100, 100_000):
         greedy, pessimistic = [], []
-        for _ in range(60):
+        for _ in range(200):
             wins = rng.binomial(n - 1, 1 / (1 + np.exp(-0.1)))  # of a1 over a2
             last = rng.random() < 1 / (1 + np.exp(1.0))  # a2 over a3
-            x = np.vstack([phi[0] - phi[1]] * (n - 1) + [phi[1] - phi[2]])
-            y = np.concatenate([np.arange(n - 1) < wins, [last]]).astype(float)
-            reward, M = fitted(x, y, ridge=0.01)
+            reward, M = fitted(x, np.array([wins / (n - 1), last]), 0.01, count=np.array([n - 1.0, 1.0]))
             radius = confidence_radius(3, 0.1, ridge=0.01, reward_norm=1.5)
             greedy.append(rewards.max() - greedy_policy(phi, [0, 4], reward).probability @ rewards)
             p = pessimistic_policy(phi, [0, 4], reward, M, radius)
@@ -356,6 +355,27 @@ def test_zhu_jordan_jiao_instance():
     assert mean_loss[100_000][0] > 0.15  # about one in four runs loses 1.0
     assert mean_loss[100][1] < 0.12
     assert mean_loss[100_000][1] < 1e-3
+
+
+def test_the_loss_falls_at_least_like_one_over_the_root_of_the_labels():
+    """Slope of log loss against log T over random instances; nu is the mean, which the labels cover."""
+    rng = np.random.default_rng(3)
+    sizes, losses = (50, 200, 800, 3200), []
+    offsets = np.arange(0, 41, 4)
+    for size in sizes:
+        total = 0.0
+        for _ in range(40):
+            truth = rng.standard_normal(3)
+            phi = rng.standard_normal((40, 3))
+            x = rng.standard_normal((size, 3))
+            y = (rng.random(size) < 1 / (1 + np.exp(-x @ truth))).astype(float)
+            reward, M = fitted(x, y, 0.1)
+            p = pessimistic_policy(phi, offsets, reward, M, confidence_radius(3, 0.1), reference="mean")
+            best = np.maximum.reduceat(phi @ truth, offsets[:-1]).mean()
+            total += best - mean_features(phi, offsets, p.probability) @ truth
+        losses.append(total / 40)
+    slope = np.polyfit(np.log(sizes), np.log(losses), 1)[0]
+    assert slope < -0.45
 
 
 @pytest.mark.parametrize(("kind", "delta"), [("ellipsoid", 0.2), ("policy", 0.2)])
