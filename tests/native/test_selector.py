@@ -93,13 +93,11 @@ def test_screened_and_warm_routes_are_taken_and_exact(kind):
 
 
 def test_screening_is_taken_where_it_pays():
-    problem = large()
-    batch = dn.select_batch(
-        problem.pool(), problem.reward, problem.rationality, problem.matrix, 12, backend="cpu"
-    )
+    p = make_problem("power_law", n=9_000, d=96, m=9, labels=150, dtype_name="float32", seed=8)
+    batch = dn.select_batch(p.pool(), p.reward, p.rationality, p.matrix, 12, backend="cpu")
     assert batch.counters["stages"][0] == "screened"
     assert batch.counters["directions"] > 0
-    assert batch.counters["rows_rescored"] < len(problem.differences) / 2
+    assert batch.counters["rows_rescored"] < len(p.differences) / 2
 
 
 def test_same_bits_for_any_number_of_threads():
