@@ -17,7 +17,7 @@ so S is known by the T numbers lambda. With S = 0 (``marginal=False``) the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ._moments import softplus_moments
 
-__all__ = ["Fitted", "Labels", "expected_terms", "fit_labels"]
+__all__ = ["Fitted", "Labels", "distinct_rows", "expected_terms", "fit_labels"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -35,6 +35,11 @@ _BLOCK_ROWS = 2048
 _ROUNDING = 1e-12  # rises of J below this share of its terms cannot be told from rounding
 _LONGEST_STEP = 1.5  # of one log|beta|: beyond e^1.5 the quadratic model says nothing
 _HALVINGS = 30
+_ROUGH = 1e-2  # gradient, in posterior standard deviations, at which two choices of signs can be compared
+_TOO_LARGE = (
+    "the information matrix is not positive definite to working precision: "
+    "ridge {ridge:g} is too small for differences of this size"
+)
 _SAFELY_DEFINITE = 1e-3  # least diagonal of the factor of a matrix that is at most I
 _STALLED = 6
 _FLIP_PASSES = 20
@@ -47,7 +52,10 @@ class Labels:
 
     Parameters
     ----------
-    differences : ndarray of float64, (T, d)
+    differences : ndarray of float64, (U, d)
+        Distinct rows: a conversation answered many times costs its algebra once.
+    row : ndarray of int64, (T,)
+        Row of `differences` of each answer.
     label, weight : ndarray of float64, (T,)
     cell : ndarray of int64, (T,)
     ridge, spread, lapse : float
@@ -55,12 +63,51 @@ class Labels:
     """
 
     differences: Floats
+    row: Integers
     label: Floats
     weight: Floats
     cell: Integers
     ridge: float
     spread: float
     lapse: float
+
+
+def distinct_rows(differences: Floats) -> tuple[Floats, Integers]:
+    """The distinct rows in order of appearance, and which of them each row is.
+
+    Rows are told apart by a sum of their bits times odd constants, and compared afterwards: should two
+    different rows ever share a sum, all rows count as distinct.
+
+    Parameters
+    ----------
+    differences : ndarray of float64, (T, d)
+
+    Returns
+    -------
+    rows : ndarray of float64, (U, d)
+    row : ndarray of int64, (T,)
+
+    Examples
+    --------
+    >>> rows, row = distinct_rows(np.array([[2.0], [1.0], [2.0]]))
+    >>> rows.tolist(), row.tolist()
+    ([[2.0], [1.0]], [0, 1, 0])
+    """
+    count, d = differences.shape
+    constants = np.random.Generator(np.random.Philox(0)).integers(2**63, size=d, dtype=np.uint64) * 2 + 1
+    total = np.empty(count, np.uint64)
+    for start in range(0, count, _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        bits = np.ascontiguousarray(differences[part]).view(np.uint64)
+        total[part] = (bits ^ (bits >> np.uint64(29))) @ constants
+    _, first, which = np.unique(total, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    rows, row = differences[first[order]], rank[which]
+    if len(rows) == count or not np.array_equal(rows[row], differences):
+        return differences, np.arange(count)
+    return rows, row
 
 
 @dataclass
@@ -207,7 +254,8 @@ class _Problem:
     """J over one set of labels with fixed signs."""
 
     def __init__(self, labels: Labels, sign: Floats, marginal: bool, estimate: bool) -> None:
-        self.x, self.y, self.v, self.cell = labels.differences, labels.label, labels.weight, labels.cell
+        self.x, self.row = labels.differences, labels.row
+        self.y, self.v, self.cell = labels.label, labels.weight, labels.cell
         self.ridge, self.spread, self.lapse = labels.ridge, labels.spread, labels.lapse
         self.sign, self.marginal, self.estimate = sign, marginal, estimate
         self.n_cells = len(sign)
@@ -216,7 +264,7 @@ class _Problem:
 
     def factor(self, weight: Floats) -> Floats:
         """Lower Cholesky factor of r I + sum lambda x x'."""
-        d = self.x.shape[1]
+        d, weight = self.x.shape[1], self.by_row(weight)
         matrix = np.zeros((d, d), order="F")
         for start in range(0, len(self.x), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
@@ -229,39 +277,44 @@ class _Problem:
         try:
             lower: Floats = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
-            raise np.linalg.LinAlgError(
-                "the information matrix is not positive definite to working precision: "
-                f"ridge {self.ridge:g} is too small for differences of this size"
-            ) from None
+            raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge)) from None
         return lower
 
     def leverages(self, lower: Floats) -> Floats:
-        """h_t = |L^-1 x_t|^2, in blocks of answers."""
+        """h_t = |L^-1 x_t|^2, in blocks of rows."""
         h = np.empty(len(self.x))
         for start in range(0, len(self.x), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
             white = scipy.linalg.solve_triangular(lower, self.x[part].T, lower=True, check_finite=False)
             h[part] = np.einsum("ij,ij->j", white, white)
-        return h
+        return h[self.row]
+
+    def by_row(self, values: Floats) -> Floats:
+        return np.bincount(self.row, values, minlength=len(self.x)).astype(np.float64, copy=False)
 
     def by_cell(self, values: Floats) -> Floats:
         return np.bincount(self.cell, values, minlength=self.n_cells).astype(np.float64, copy=False)
 
     def rows_by_cell(self, values: Floats) -> Floats:
         """sum over each cell of values_t x_t: (d, K)."""
-        pick = scipy.sparse.csr_array(
-            (values, (self.cell, np.arange(len(values)))), shape=(self.n_cells, len(values))
-        )
+        pick = scipy.sparse.csr_array((values, (self.cell, self.row)), shape=(self.n_cells, len(self.x)))
         return np.ascontiguousarray((pick @ self.x).T)
 
     # ---------------------------------------------------------------------------------------------- J
 
     def state(self, mean: Floats, log_size: Floats, weight: Floats) -> _State:
-        """Everything at (m, b, lambda)."""
+        """Everything at (m, b, lambda); LinAlgError where that cannot be computed."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self._state(mean, log_size, weight)
+        if not np.isfinite(found.bound):
+            raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge))
+        return found
+
+    def _state(self, mean: Floats, log_size: Floats, weight: Floats) -> _State:
         lower = self.factor(weight) if self.marginal else None
-        leverage = np.zeros(len(self.x)) if lower is None else self.leverages(lower)
+        leverage = np.zeros(len(self.row)) if lower is None else self.leverages(lower)
         beta = (self.sign * np.exp(log_size))[self.cell]
-        margin = self.x @ mean
+        margin = (self.x @ mean)[self.row]
         terms = self.terms(beta, margin, leverage)
         bound = float(self.v @ terms.likelihood) - 0.5 * self.ridge * float(mean @ mean)
         if self.estimate:
@@ -291,7 +344,7 @@ class _Problem:
         target = self.curvature(s.beta, s.terms)
         lower = self.factor(target) if s.factor is None else s.factor
         slope = self.v * s.beta * s.terms.first
-        white = _solve(lower, self.x.T @ slope - self.ridge * s.mean)
+        white = _solve(lower, self.x.T @ self.by_row(slope) - self.ridge * s.mean)
         far = float(white @ white)
         if s.factor is not None:  # how far lambda is from its fixed point, in the same units
             gap = (target - s.weight) * s.leverage
@@ -327,17 +380,16 @@ class _Problem:
     def tried(self, mean: Floats, log_size: Floats, weight: Floats) -> _State | None:
         """The state, or None where the step leads out of what can be computed."""
         try:
-            trial = self.state(mean, log_size, weight)
+            return self.state(mean, log_size, weight)
         except np.linalg.LinAlgError:
             return None
-        return trial if np.isfinite(trial.bound) else None
 
     def towards(self, s: _State, mean: Floats, log_size: Floats, share: float) -> Floats:
         """lambda moved by `share` to where (m, b) and the old leverages put it."""
         if not self.marginal:
             return s.weight
         beta = (self.sign * np.exp(log_size))[self.cell]
-        target = self.curvature(beta, self.terms(beta, self.x @ mean, s.leverage))
+        target = self.curvature(beta, self.terms(beta, (self.x @ mean)[self.row], s.leverage))
         return (1 - share) * s.weight + share * target
 
     def accelerated(self, s: _State, dm: Floats, db: Floats, past: _Past) -> _State | None:
@@ -376,12 +428,12 @@ class _Problem:
     def start(self) -> _State:
         """theta = 0, every rationality 1, lambda its value there before anything is learnt from it."""
         d = self.x.shape[1]
-        leverage = np.zeros(len(self.x))
+        leverage = np.zeros(len(self.row))
         if self.marginal:
             with np.errstate(over="ignore"):
-                leverage = np.minimum(np.einsum("ij,ij->i", self.x, self.x) / self.ridge, 1e200)
+                leverage = np.minimum(np.einsum("ij,ij->i", self.x, self.x) / self.ridge, 1e200)[self.row]
         beta = self.sign[self.cell]
-        weight = np.maximum(self.curvature(beta, self.terms(beta, np.zeros(len(self.x)), leverage)), 0.0)
+        weight = np.maximum(self.curvature(beta, self.terms(beta, np.zeros(len(self.row)), leverage)), 0.0)
         return self.state(np.zeros(d), np.zeros(self.n_cells), weight)
 
 
@@ -451,7 +503,8 @@ def fit_labels(
 
     Examples
     --------
-    >>> one = Labels(np.ones((1, 1)), np.ones(1), np.ones(1), np.zeros(1, int), 1.0, 0.5, 0.0)
+    >>> first = np.zeros(1, int)
+    >>> one = Labels(np.ones((1, 1)), first, np.ones(1), np.ones(1), first, 1.0, 0.5, 0.0)
     >>> f = fit_labels(one, np.ones(1), marginal=False, estimate=False, signed=False, max_iter=50, tol=1e-9)
     >>> round(float(f.mean[0]), 6)  # theta = 1 - s(theta)
     0.401058
@@ -465,9 +518,14 @@ def fit_labels(
     else:
         sign, log_size = rationality, np.zeros(len(rationality))  # sign carries the size: b stays 0
     problem = _Problem(reduced, sign, marginal, estimate)
-    fitted, state = _ascend(problem, problem.start(), max_iter, tol)
+    state = problem.start()
+    tried = 0
     if estimate and signed:
-        fitted, state, problem = _choose_signs(reduced, problem, state, fitted, max_iter, tol)
+        problem, state, tried = _choose_signs(reduced, problem, state, max_iter, max(tol, _ROUGH))
+    fitted, state = _ascend(problem, state, max_iter, tol)
+    fitted.iterations += tried
+    if estimate and signed and float(problem.sign[reduced.cell] @ reduced.weight) < 0:
+        problem.sign, state.mean = -problem.sign, -state.mean  # the mirror image, in which most are honest
     log_size = state.log_size - state.log_size.mean() if estimate else state.log_size
     fitted.rationality = problem.sign * np.exp(log_size)
     fitted.mean = state.mean if basis is None else basis @ state.mean
@@ -475,16 +533,13 @@ def fit_labels(
 
 
 def _row_space(labels: Labels) -> tuple[Labels, Floats | None]:
-    """With fewer answers than features, turn the axes so that only T coordinates are left."""
+    """With fewer rows than features, turn the axes so that only as many coordinates are left."""
     count, d = labels.differences.shape
     if count >= d:
         return labels, None
     basis, triangle = scipy.linalg.qr(labels.differences.T, mode="economic", check_finite=False)
     rows = np.ascontiguousarray(triangle.T)
-    reduced = Labels(
-        rows, labels.label, labels.weight, labels.cell, labels.ridge, labels.spread, labels.lapse
-    )
-    return reduced, basis
+    return replace(labels, differences=rows), basis
 
 
 def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tuple[Fitted, _State]:
@@ -525,26 +580,25 @@ def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tupl
 
 
 def _choose_signs(
-    labels: Labels, problem: _Problem, state: _State, fitted: Fitted, max_iter: int, tol: float
-) -> tuple[Fitted, _State, _Problem]:
-    """Turn the signs that the answers contradict while J rises; then let most answers count as honest."""
+    labels: Labels, problem: _Problem, state: _State, max_iter: int, tol: float
+) -> tuple[_Problem, _State, int]:
+    """Turn the signs that the answers contradict, as long as J rises; the steps that took."""
+    fitted, state = _ascend(problem, state, max_iter, tol)
+    steps = fitted.iterations
     for _ in range(_FLIP_PASSES):
         gain = _gain_of_turning(problem, state)
         candidates = [gain > 0, gain >= gain.max()] if gain.max() > 0 else []
         for turned in candidates:  # all at once, or else the one that gains most
             other = _Problem(labels, np.where(turned, -problem.sign, problem.sign), problem.marginal, True)
             start = other.state(state.mean, np.where(turned, 0.0, state.log_size), state.weight)
-            again, there = _ascend(other, start, max_iter, tol)
-            if there.bound > state.bound + _ROUNDING * (1 + abs(state.bound)):
-                again.iterations += fitted.iterations
-                fitted, state, problem = again, there, other
+            fitted, there = _ascend(other, start, max_iter, tol)
+            steps += fitted.iterations
+            if there.bound > state.bound + tol:
+                problem, state = other, there
                 break
         else:
             break
-    if float(problem.sign[labels.cell] @ labels.weight) < 0:
-        problem.sign = -problem.sign
-        state.mean = -state.mean
-    return fitted, state, problem
+    return problem, state, steps
 
 
 def _gain_of_turning(problem: _Problem, state: _State) -> Floats:

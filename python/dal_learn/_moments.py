@@ -20,8 +20,8 @@ __all__ = ["Moments", "softplus_moments"]
 Floats = NDArray[np.float64]
 
 # Narrow laws: Gauss-Hermite. Its error falls like exp(-35/sd) with 32 nodes (the poles of s lie at +-i pi).
-_HERMITE_NODES = 40
-_WIDE = 1.3
+_SHARP, _SHARP_NODES = 0.35, 14
+_WIDE, _NARROW_NODES = 1.3, 40
 # Wide laws: the part that is not smooth on the scale of sd sits within a few units of t = 0, so integrate
 # there (Gauss-Legendre on pieces of the half line, where the remaining factor decays like e^-t), the rest by
 # formula.
@@ -54,12 +54,12 @@ def _half_line() -> tuple[Floats, Floats]:
     return (ends[:-1, None] + half * (1 + node)).ravel(), (half * weight).ravel()
 
 
-def _hermite() -> tuple[Floats, Floats]:
-    node, weight = np.polynomial.hermite_e.hermegauss(_HERMITE_NODES)
+def _hermite(count: int) -> tuple[Floats, Floats]:
+    node, weight = np.polynomial.hermite_e.hermegauss(count)
     return node, weight / weight.sum()
 
 
-_Z, _W = _hermite()
+_NARROW_RULE, _SHARP_RULE = _hermite(_NARROW_NODES), _hermite(_SHARP_NODES)
 _T, _V = _half_line()
 _E = np.exp(-_T)
 _WIDE_SOFTPLUS = _V * np.log1p(_E)  # sp(t) - max(t, 0), even in t
@@ -93,7 +93,8 @@ def softplus_moments(mean: Floats, sd: Floats) -> Moments:
         mu, sigma, values = mean[part], sd[part], out[:, part]
         for chosen, rule in (
             (sigma == 0, _point),
-            ((sigma > 0) & (sigma <= _WIDE), _narrow),
+            ((sigma > 0) & (sigma <= _SHARP), _sharp),
+            ((sigma > _SHARP) & (sigma <= _WIDE), _narrow),
             (sigma > _WIDE, _wide),
         ):
             if chosen.all():
@@ -117,19 +118,28 @@ def _point(mu: Floats, _: Floats) -> tuple[Floats, ...]:
     return softplus, logistic, slope, near * slope, near * near * slope
 
 
+def _sharp(mu: Floats, sigma: Floats) -> tuple[Floats, ...]:
+    return _gauss_hermite(mu, sigma, _SHARP_RULE)
+
+
 def _narrow(mu: Floats, sigma: Floats) -> tuple[Floats, ...]:
-    t = mu[:, None] + sigma[:, None] * _Z
+    return _gauss_hermite(mu, sigma, _NARROW_RULE)
+
+
+def _gauss_hermite(mu: Floats, sigma: Floats, rule: tuple[Floats, Floats]) -> tuple[Floats, ...]:
+    node, weight = rule
+    t = mu[:, None] + sigma[:, None] * node
     softplus, logistic, slope = _functions(t)
     # sp = max(t, 0) + ..., but the mean of the kink is taken out at the law's own mean: no cancellation far
     # out.
     excess = softplus - np.maximum(mu, 0)[:, None]
     near = np.clip(t, -800, 800)
     return (
-        np.maximum(mu, 0) + excess @ _W,
-        logistic @ _W,
-        slope @ _W,
-        (near * slope) @ _W,
-        (near * near * slope) @ _W,
+        np.maximum(mu, 0) + excess @ weight,
+        logistic @ weight,
+        slope @ weight,
+        (near * slope) @ weight,
+        (near * near * slope) @ weight,
     )
 
 

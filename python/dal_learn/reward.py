@@ -26,7 +26,7 @@ from dal_native import _validate as V
 from dal_native._dispatch import single_threaded_blas
 
 from ._files import FileFormatError
-from ._fit import Labels, expected_terms, fit_labels
+from ._fit import Labels, distinct_rows, expected_terms, fit_labels
 from ._reward_file import read_tensors, write_tensors
 
 __all__ = ["ConvergenceWarning", "NotFittedError", "RewardModel"]
@@ -303,7 +303,13 @@ class RewardModel:
             x, label, weight, j, c = x[kept], label[kept], weight[kept], j[kept], c[kept]
         cells, cell = np.unique(j * n_kinds + c, return_inverse=True)
         labels = Labels(
-            x, label, weight, cell, float(self.ridge), float(self.rationality_scale), float(self.lapse)
+            *distinct_rows(x),
+            label,
+            weight,
+            cell,
+            ridge=float(self.ridge),
+            spread=float(self.rationality_scale),
+            lapse=float(self.lapse),
         )
         estimate = known is None and self.method != "homogeneous"
         beta = np.ones((m, n_kinds)) if known is None else known.copy()
@@ -350,10 +356,12 @@ class RewardModel:
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = d, beta.shape
         self.classes_ = np.array([0, 1])
         each = beta.ravel()[cells][labels.cell]  # rationality per label
-        t = each * (x @ theta)
+        t = each * (x @ theta)[labels.row]
         fisher = labels.weight * _fisher(t, labels.lapse)
         self.information_ = (
-            dn.information_matrix(x, fisher * each * each, ridge=labels.ridge)
+            dn.information_matrix(
+                x, np.bincount(labels.row, fisher * each * each, minlength=len(x)), ridge=labels.ridge
+            )
             if len(x)
             else labels.ridge * np.eye(d)
         )
@@ -431,7 +439,7 @@ class RewardModel:
             labels = self._labels
             at = expected_terms(self._t, np.zeros_like(self._t), labels.label, labels.lapse)
             first = labels.weight * at.first
-            half = (first * self._each)[:, None] * (labels.differences @ joint.top)
+            half = (first * self._each)[:, None] * (labels.differences @ joint.top)[labels.row]
             if self._estimated:
                 half += (first * self._t)[:, None] * joint.side[labels.cell]
             return np.asarray(half.T @ half)
@@ -869,9 +877,9 @@ def _cells_with_theta(
     if count == 0:
         return np.zeros((labels.differences.shape[1], 0)), np.zeros(0)
     pick = scipy.sparse.csr_array(
-        (fisher * each * t, (labels.cell, np.arange(len(t)))), shape=(count, len(t))
+        (fisher * each * t, (labels.cell, labels.row)), shape=(count, len(labels.differences))
     )
-    own = np.bincount(labels.cell, fisher * t * t, minlength=count)
+    own = np.bincount(labels.cell, fisher * t * t, minlength=count).astype(np.float64, copy=False)
     return np.ascontiguousarray((pick @ labels.differences).T), own + labels.spread**-2
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dal_native as dn
-from dal_learn._fit import Labels, _Problem
+from dal_learn._fit import Labels, _Problem, distinct_rows
 from dal_learn.reward import ConvergenceWarning, RewardModel
 
 METHODS = ["marginal", "joint_map", "homogeneous"]
@@ -153,10 +153,12 @@ def test_gradients_of_the_objective_are_its_differences(seed, marginal, lapse, s
     """Everywhere, not only at the top: central differences of J in theta, in log beta and in lambda."""
     (x, y, j, c), _ = labels(12, 3, seed=seed, size=size)
     rng = np.random.default_rng(seed)
+    row = rng.integers(0, 9, 12)
+    rows, x = x[:9], x[row]
     cells, cell = np.unique(j * 2 + c, return_inverse=True)
     k = len(cells)
     problem = _Problem(
-        Labels(x, y, rng.uniform(0.5, 2, 12), cell, 0.7, 0.6, lapse),
+        Labels(rows, row, y, rng.uniform(0.5, 2, 12), cell, 0.7, 0.6, lapse),
         rng.choice([-1.0, 1.0], k),
         marginal,
         True,
@@ -240,6 +242,29 @@ def test_weights_duplicates_and_ties(method):
         RewardModel(method=method).fit(x, soft, j, c),
         RewardModel(method=method).fit(x[rows], halves, j[rows], c[rows], weight),
     )
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(0, 99))
+def test_distinct_rows_are_found_again(count, d, seed):
+    x = np.random.default_rng(seed).choice([-1.0, 0.0, 1.5, 1.5 + 2**-52], (count, d))
+    rows, row = distinct_rows(x)
+    assert np.array_equal(rows[row], x)
+    assert len(rows) == len(np.unique(x, axis=0)) and np.array_equal(np.unique(row), np.arange(len(rows)))
+    assert np.array_equal(
+        row[np.unique(row, return_index=True)[1]], np.arange(len(rows))
+    )  # order of appearance
+
+
+def test_rows_are_only_a_shortcut(monkeypatch):
+    (x, y, j, c), _ = labels(200, 6)
+    x = x[np.random.default_rng(0).integers(0, 30, 200)]
+    model = RewardModel().fit(x, y, j, c)
+    monkeypatch.setattr("dal_learn.reward.distinct_rows", lambda x: (x, np.arange(len(x))))
+    other = RewardModel().fit(x, y, j, c)
+    close(model, other, 1e-5)
+    assert model.information_ == pytest.approx(other.information_, rel=1e-6)
+    assert model.coef_covariance(robust=True) == pytest.approx(other.coef_covariance(robust=True), rel=1e-5)
+    assert model.rationality_se_ == pytest.approx(other.rationality_se_, rel=1e-5)
 
 
 def test_types_and_layouts_of_input():
@@ -442,9 +467,12 @@ def test_a_fit_that_stops_early_says_so():
         RewardModel(tol=1e-300, max_iter=100_000).fit(x, y, j, c)
 
 
-def test_a_ridge_that_cannot_help():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_ridge_that_cannot_help(method):
+    x = np.outer([1.0, -2, 3, 5], np.ones(3))  # three features that say the same
     with pytest.raises(np.linalg.LinAlgError, match="ridge 1e-300 is too small for differences of this size"):
-        RewardModel(ridge=1e-300).fit(1e50 * np.ones((3, 2)), [0, 1, 1])
+        RewardModel(method=method, ridge=1e-300).fit(x, [0, 1, 1, 0], [0, 1, 0, 1])
+    sensible(RewardModel(method=method, ridge=1e-6).fit(x, [0, 1, 1, 0], [0, 1, 0, 1]))
 
 
 def test_steps_stay_few():
