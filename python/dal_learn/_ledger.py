@@ -206,7 +206,7 @@ class Ledger:
             raise LedgerError(f"{self.path}: {what} is in the ledger already, with another content")
         return False
 
-    def set(self, name: str, body: Any) -> None:
+    def store(self, name: str, body: Any) -> None:
         """Store a setting once; the same again is no change, another content is refused."""
         self._add_once("settings", {"name": name}, {"body": _dumps(body)}, f"setting {name!r}")
 
@@ -323,7 +323,7 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot be read ({error})") from None
 
-    def get(self, name: str) -> Any:
+    def stored(self, name: str) -> Any:
         """A setting, or None."""
         rows = self._rows("SELECT body FROM settings WHERE name = ?", name)
         return json.loads(rows[0][0]) if rows else None
@@ -357,7 +357,8 @@ class Ledger:
 
     def withdrawn(self, cell: str) -> set[tuple[int, int]]:
         """Pairs given up."""
-        return set(self._rows("SELECT conversation, teacher FROM withdrawn WHERE cell = ?", cell))  # type: ignore[arg-type]
+        rows = self._rows("SELECT conversation, teacher FROM withdrawn WHERE cell = ?", cell)
+        return {(i, j) for i, j in rows}
 
     def batches(self, cell: str) -> dict[int, Any]:
         """Round -> what was recorded when it was issued."""

@@ -360,7 +360,7 @@ class Study:
     def is_open(self) -> NDArray[np.bool_]:
         """Which of the issued pairs are neither answered nor withdrawn, in order."""
         pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
-        return np.array([p not in self.answers and p not in self.withdrawn for p in pairs], bool)
+        return np.array([p not in self.answers and p not in self.withdrawn for p in pairs], np.bool_)
 
     def give_up(self) -> int:
         """Withdraw every open pair, which then counts neither in M nor in the budget; returns how many."""
@@ -378,7 +378,7 @@ class Study:
     def _kept(self) -> tuple[Integers, Integers]:
         """Conversation and teacher of every pair issued and not withdrawn, in order."""
         pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
-        keep = np.array([pair not in self.withdrawn for pair in pairs], bool)
+        keep = np.array([pair not in self.withdrawn for pair in pairs], np.bool_)
         return self.issued.conversation[keep], self.issued.teacher[keep]
 
     def labelled(self) -> tuple[Integers, Integers, Floats]:
@@ -667,9 +667,9 @@ class Campaign:
     def __init__(self, folder: Path, lock: contextlib.ExitStack, ledger: Ledger) -> None:
         self.folder, self._lock, self.ledger = folder, lock, ledger
         conversations, names = load_conversations(folder)
-        if ledger.get("conversations") != _folder_digest(folder):
+        if ledger.stored("conversations") != _folder_digest(folder):
             raise LedgerError(f"{folder}: the conversations were changed after the campaign began")
-        settings = ledger.get("design")
+        settings = ledger.stored("design")
         self.study = Study(conversations, _Elsewhere(names), Design(**settings), ledger=ledger)
 
     @classmethod
@@ -720,8 +720,8 @@ class Campaign:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{fresh}{suffix}")
             with Ledger(fresh) as ledger:
-                ledger.set("conversations", _folder_digest(out))
-                ledger.set("design", dataclasses.asdict(settings))
+                ledger.store("conversations", _folder_digest(out))
+                ledger.store("design", dataclasses.asdict(settings))
             os.replace(fresh, out / "campaign.sqlite")
             ledger = stack.enter_context(Ledger(out / "campaign.sqlite", must_exist=True))
             campaign = cls(out, stack, ledger)
@@ -751,7 +751,7 @@ class Campaign:
         with contextlib.ExitStack() as stack:
             stack.enter_context(campaign_lock(out))
             ledger = stack.enter_context(Ledger(out / "campaign.sqlite", must_exist=True))
-            if ledger.get("design") is None:
+            if ledger.stored("design") is None:
                 raise LedgerError(f"{out}: holds a run, not a campaign; expected a folder made by dal select")
             campaign = cls(out, stack, ledger)
             campaign._lock = stack.pop_all()

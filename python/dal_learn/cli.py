@@ -66,6 +66,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         _complain(f"{where}{error.strerror or error}")
     except (ValueError, ImportError, np.linalg.LinAlgError) as error:
         _complain(str(error))
+    except comparison.WorkerDied as error:
+        _complain(str(error))
+        return 1
     return 2
 
 
@@ -672,7 +675,7 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
     model.save(files[0], encoder=encoder)
     columns = comparison.TEACHER_COLUMNS
     write_csv(files[1], columns, ([row[k] for k in columns] for row in rows))
-    body = {
+    body: dict[str, Any] = {
         "answers": len(y),
         "teachers": len({row["teacher"] for row in rows}),
         "converged": bool(model.converged_),

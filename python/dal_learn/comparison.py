@@ -8,12 +8,16 @@ named ``seconds_*``).
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +53,7 @@ __all__ = [
     "People",
     "Problem",
     "Simulation",
+    "WorkerDied",
     "compare",
     "dataset_of",
     "models_of",
@@ -112,6 +117,10 @@ class People:
 
     folder: Path
     names: tuple[str, ...]
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without a word; what it had finished is in the ledger."""
 
 
 class AnswersAwaited(Exception):
@@ -377,8 +386,18 @@ _shared: dict[str, Any] = {}  # of a worker process
 
 
 def _start_worker(problem: Problem, comparison: Comparison, path: str, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     dn.set_threads(threads)
     _shared.update(problem=problem, comparison=comparison, ledger=Ledger(path))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not write beside the run that goes on from there."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: tuple[str | None, int]) -> tuple[str | None, int]:
@@ -446,7 +465,7 @@ def compare(
     with campaign_lock(out):
         _prepare_folder(out, problem, comparison, force)
         with Ledger(out / "campaign.sqlite") as ledger:
-            ledger.set("run", _identity(problem, comparison))
+            ledger.store("run", _identity(problem, comparison))
             if give_up:
                 _study(problem, comparison, ledger, comparison.main, 0).give_up()
             _run_cells(problem, comparison, ledger, workers, progress)
@@ -523,7 +542,7 @@ def _prepare_folder(out: Path, problem: Problem, comparison: Comparison, force: 
         return
     if not force:
         with Ledger(path) as ledger:
-            found = ledger.get("run")
+            found = ledger.stored("run")
         if found not in (None, _identity(problem, comparison)):
             raise ValueError(
                 f"{out}: holds an unfinished run of other data or settings; "
@@ -551,7 +570,7 @@ def _run_cells(
     per_cell = comparison.rounds()
     done, total = (len(cells) - len(left)) * per_cell, len(cells) * per_cell
 
-    def tell(rounds: int, what: str) -> None:
+    def tell(rounds: int, what: str, *_: Round) -> None:
         nonlocal done
         done += rounds
         if progress is not None:
@@ -564,9 +583,8 @@ def _run_cells(
                 _common(problem, comparison, ledger, seed)
             for method in (method for method, s in left if s == seed):
                 before, what = done, _cell(method, seed)
-                ran = len(ledger.rounds(what))
-                tell(ran, what)
-                _run_cell(problem, comparison, ledger, method, seed, lambda _, what=what: tell(1, what))
+                tell(len(ledger.rounds(what)), what)
+                _run_cell(problem, comparison, ledger, method, seed, functools.partial(tell, 1, what))
                 tell(before + per_cell - done, what)  # a cell may end early
         return
     threads = max(1, dn.capabilities()["cpus"] // workers)
@@ -578,8 +596,12 @@ def _run_cells(
         list(pool.map(_work, [(None, seed) for seed in seeds]))
         futures = [pool.submit(_work, task) for task in left]
         for future in concurrent.futures.as_completed(futures):
-            method, seed = future.result()
-            tell(per_cell, _cell(str(method), seed))
+            name, seed = future.result()
+            tell(per_cell, _cell(str(name), seed))
+    except concurrent.futures.process.BrokenProcessPool:
+        raise WorkerDied(
+            "a worker process died (out of memory?); the same command goes on from here, best with fewer"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -95,7 +95,7 @@ def demo_problem(size: DemoSize | None = None, seed: int = 2026) -> Problem:
     s = size or DemoSize()
     rng = random_stream(seed, "demo problem")
     category = np.arange(s.prompts) % len(CATEGORIES)
-    shape = {"prompt_category": category, "category_names": CATEGORIES}
+    shape: dict[str, Any] = {"prompt_category": category, "category_names": CATEGORIES}
     rows = _usual_completions(s, category, rng).reshape(-1, s.features)
     offsets = np.arange(s.prompts + 1) * s.completions
     plain = Conversations.from_completions(rows, offsets, **shape)
@@ -111,7 +111,7 @@ def demo_problem(size: DemoSize | None = None, seed: int = 2026) -> Problem:
 
 def _scales(d: int) -> Floats:
     """Standard deviation of each feature among the completions of a pool; the rare ones hardly vary."""
-    scale = np.arange(1, d + 1) ** -DECAY
+    scale: Floats = np.arange(1, d + 1, dtype=np.float64) ** -DECAY
     scale[d - RARE :] *= 0.1
     return scale
 

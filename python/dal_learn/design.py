@@ -145,7 +145,7 @@ class Admissible:
         if self.candidates is not None:
             start, stop = self.candidates.indptr[conversation : conversation + 2]
             free = self._free[start:stop]
-            return self.candidates.indices[start:stop][free].astype(np.int64)
+            return np.asarray(self.candidates.indices[start:stop][free], np.int64)
         everyone = np.arange(self.m)
         taken = self._taken.get(conversation)
         return everyone if taken is None else np.delete(everyone, taken)
@@ -153,7 +153,7 @@ class Admissible:
     def conversations(self, teacher: int) -> Integers:
         """Conversations this teacher may still be asked about: (k,) int64, ascending."""
         if self.candidates is not None:
-            return self._row[self._free & (self.candidates.indices == teacher)]
+            return np.asarray(self._row[self._free & (self.candidates.indices == teacher)])
         return np.delete(np.arange(self.n), self.asked[self.asked[:, 1] == teacher, 0])
 
     def count(self) -> Integers:

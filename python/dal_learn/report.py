@@ -341,10 +341,13 @@ def _ceiling_sentences(results: Results) -> list[str]:
     if not everything or _mean(everything["accuracy"]) is None:
         return []
     mean, labels = _mean(everything["accuracy"]), _mean(everything["labels"])
-    text = f"Fitted to all {labels:,.0f} training votes, the same model reaches {mean:.1%}"
-    near_chance = mean is not None and mean < 0.55
-    note = ": a reward that is linear in these features can hardly be learned from this data" * near_chance
-    return [f"{text}{note}."]
+    best = max((_mean(values["accuracy"]) or 0.0 for values in results["methods"].values()), default=0.0)
+    note = ""
+    if mean is not None and mean < 0.55:
+        note = ": a reward that is linear in these features can hardly be learned from this data"
+    elif mean is not None and mean < best + 0.01:
+        note = ": on new prompts there is nothing left to win by more labels, only by other features"
+    return [f"Fitted to all {labels:,.0f} training votes, the same model reaches {mean:.1%}{note}."]
 
 
 def _information_sentences(results: Results) -> list[str]:

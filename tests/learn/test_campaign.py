@@ -245,10 +245,10 @@ def test_the_ledger_takes_the_same_twice_and_refuses_contradictions(tmp_path):
         assert ledger.batches("a") == {0: {"x": 1}}
         with pytest.raises(LedgerError, match="cannot be withdrawn"):
             ledger.answer("a", withdrawn=[(3, 1)])
-        ledger.set("design", {"k": 1})
-        ledger.set("design", {"k": 1})
+        ledger.store("design", {"k": 1})
+        ledger.store("design", {"k": 1})
         with pytest.raises(LedgerError, match="setting 'design' is in the ledger already"):
-            ledger.set("design", {"k": 2})
+            ledger.store("design", {"k": 2})
 
 
 def test_one_bad_answer_takes_none(tmp_path):
@@ -271,7 +271,7 @@ def test_the_ledger_keeps_numbers_to_the_bit(tmp_path):
         assert ledger.issued("a").gain.tolist() == [0.1 + 0.2]
         assert ledger.issued("a").conversation.tolist() == [2**40]
         assert ledger.array("theta").tobytes() == values.tobytes()
-        assert ledger.array("other") is None and ledger.get("none") is None
+        assert ledger.array("other") is None and ledger.stored("none") is None
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):

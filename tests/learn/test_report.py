@@ -116,6 +116,8 @@ def test_a_ceiling_near_chance_is_called_so():
     assert "can hardly be learned from this data" in words(results)
     results["all_votes"]["accuracy"] = [0.8] * 5
     assert "the same model reaches 80.0%." in words(results)
+    results["all_votes"]["accuracy"] = [0.75] * 5
+    assert "the same model reaches 75.0%: on new prompts there is nothing left to win" in words(results)
 
 
 def test_teachers_worse_than_a_coin_are_named_only_when_the_interval_says_so():
