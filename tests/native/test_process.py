@@ -218,6 +218,30 @@ def test_64_threads_share_a_pool(backend):
     assert results[0].startswith(h.tobytes())
 
 
+def test_rows_that_change_during_a_call_do_no_harm():
+    """Another thread writes the rows meanwhile: some batch of distinct pairs or an error, never a crash."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3000, 40)).astype(np.float32)
+    pool = dn.Pool(x)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            x[rng.integers(0, 3000, 50)] *= np.float32(rng.choice([-1, 0.1, 10, 0]))
+            np.clip(x, -1e6, 1e6, out=x)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(200):
+            batch = dn.select_batch(pool, np.ones(40), [0.5, 1.0], np.eye(40), 20, backend="cpu", threads=2)
+            assert len(set(batch.conversation.tolist())) == 20
+            assert (batch.gain >= 0).all()
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_the_compiled_backend_releases_the_gil():
     """Python code runs while a leverage is computed."""
     x = np.random.default_rng(0).standard_normal((60_000, 256), dtype=np.float32)
