@@ -389,7 +389,12 @@ def _policy_sentences(results: Results) -> list[str]:
     if policy:
         careful, greedy = policy["pessimistic"]["lower_bound"], policy["greedy"]["lower_bound"]
         differ = f"{policy['prompts_where_choices_differ']:,} of {policy['prompts']:,} prompts"
-        if careful - greedy <= 0.05 * abs(greedy):
+        if abs(policy["pessimistic"]["value"]) < 1e-3 and careful > -1e-3:
+            lines.append(
+                "The labels cannot vouch for any choice against the average completion yet: the pessimistic "
+                f"policy stays there, while the greedy one may be as low as {greedy:.2f} (0: the average)."
+            )
+        elif careful - greedy <= 0.05 * abs(greedy):
             lines.append(
                 f"On these completions the pessimistic policy gains little over the greedy one (lower bound "
                 f"{careful:.2f}, not {greedy:.2f}; another choice in {differ})."
@@ -398,6 +403,12 @@ def _policy_sentences(results: Results) -> list[str]:
             lines.append(
                 f"The pessimistic policy chooses otherwise than the greedy one in {differ} and raises the "
                 f"lower bound on the reward from {greedy:.2f} to {careful:.2f} (0: the average completion)."
+            )
+        wins = [policy[name].get("gold_wins") for name in ("greedy", "pessimistic")]
+        if None not in wins and results["answers"] != "simulated":
+            lines.append(
+                f"Where the better completion is known, the greedy choices win {wins[0]:.0%} of their "
+                f"comparisons and the pessimistic choices {wins[1]:.0%}."
             )
     return [*lines, *_shift_sentences(results.get("shift"))]
 
@@ -466,7 +477,7 @@ def learning_curves(results: Results) -> Figure | None:
     if ceiling and (level := _mean(ceiling["accuracy"])) is not None:
         ax.axhline(level, color="#999999", linewidth=1, linestyle=(0, (6, 3)))
         ax.annotate(
-            "all training votes", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+            "all training votes", (0.01, level), xycoords=("axes fraction", "data"), ha="left", va="bottom",
             fontsize=8, color="#777777",
         )  # fmt: skip
     ax.set_xlabel("labels")
