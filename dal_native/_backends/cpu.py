@@ -116,7 +116,8 @@ def bradley_terry_loss(
 
 #: Screening can pay from so many conversations a feature on: an eigensolve is not free.
 _SCREEN_FROM = 40
-#: Bounds of the last batch are used without a look at the spectrum as long as they have grown by no more than this.
+#: Bounds of the last batch are used without a look at the spectrum as long as they have grown by no more
+#: than this.
 _STILL_TIGHT = 1.25
 
 
