@@ -310,6 +310,8 @@ def _accuracy_sentences(results: Results) -> list[str]:
             f"The difference of {d['mean'] * 100:+.1f} points is within chance (95 % interval "
             f"{d['low'] * 100:+.1f} to {d['high'] * 100:+.1f}, {where})."
         )
+    if mean < 0.5 and (_mean(methods["uniform"]["accuracy"]) or 0.0) < 0.5:
+        lines.append("Both are below one half: as a body these answers point away from the known truth.")
     return [*lines, *_rival_sentences(results, name), *_ceiling_sentences(results)]
 
 
@@ -744,7 +746,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
         "log det of the information matrix above uniform's, all methods at the same parameters.",
         information,
     ),
-    "teachers": ("Teachers", "What the answers say about each teacher in each category.", teachers),
+    "teachers": (
+        "Teachers",
+        "What the answers say about each teacher in each category (first seed of the dual design).",
+        teachers,
+    ),
     "assignments": (
         "Who was asked about what",
         "Share of all answers, by teacher and category, added over seeds.",
