@@ -8,6 +8,9 @@ import textwrap
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Child interpreters must find the installed package, as this one does, not the source tree they may be started in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 settings.register_profile(
     "house", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
