@@ -669,6 +669,8 @@ class Campaign:
         conversations, names = load_conversations(folder)
         if ledger.stored("conversations") != _folder_digest(folder):
             raise LedgerError(f"{folder}: the conversations were changed after the campaign began")
+        #: Fingerprint of what made the vectors, or None.
+        self.encoder: str | None = ledger.stored("encoder")
         settings = ledger.stored("design")
         self.study = Study(conversations, _Elsewhere(names), Design(**settings), ledger=ledger)
 
@@ -679,6 +681,7 @@ class Campaign:
         conversations: Conversations,
         teachers: Iterable[str],
         settings: Design | None = None,
+        encoder: str | None = None,
     ) -> Campaign:
         """Begin a campaign.
 
@@ -691,6 +694,8 @@ class Campaign:
             Names, each once.
         settings : Design, optional
             The budget is not a limit here by default.
+        encoder : str, optional
+            Fingerprint of what made the vectors, to go with a reward that is fitted later.
 
         Returns
         -------
@@ -721,6 +726,7 @@ class Campaign:
                     os.unlink(f"{fresh}{suffix}")
             with Ledger(fresh) as ledger:
                 ledger.store("conversations", _folder_digest(out))
+                ledger.store("encoder", encoder)
                 ledger.store("design", dataclasses.asdict(settings))
             os.replace(fresh, out / "campaign.sqlite")
             ledger = stack.enter_context(Ledger(out / "campaign.sqlite", must_exist=True))

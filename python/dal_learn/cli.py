@@ -270,7 +270,8 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
     if folder is not None and (folder / "campaign.sqlite").exists():
         with Campaign.open(folder) as campaign:
             study = campaign.study
-            return _Answers(study.conversations, *study.labelled(), study.teachers.names, None)
+            found = study.labelled()
+            return _Answers(study.conversations, *found, study.teachers.names, campaign.encoder)
     read = _load(folder, given)
     if read.votes is None:
         raise ValueError("no recorded votes: expected votes.csv in FOLDER, or --votes")
@@ -512,7 +513,7 @@ def _await(waiting: AnswersAwaited, as_json: bool) -> None:
     short_help="Choose the next batch for your own loop.",
     epilog="Examples:\n\n"
     "\b\n  dal select campaign --folder data --teachers anna,ben > round-1.jsonl    (begins the campaign)\n"
-    "  dal select campaign --batch 50 --write round-2.jsonl                      (the next batch)\n"
+    "  dal select campaign --batch 50 --out round-2.jsonl                        (the next batch)\n"
     "  dal select campaign --open                                                (what waits for an answer)",
 )
 @click.argument("campaign", type=_FOLDER)
@@ -545,7 +546,7 @@ def _await(waiting: AnswersAwaited, as_json: bool) -> None:
 )
 @click.option("--open", "show_open", is_flag=True, help="Choose nothing; show what waits for an answer.")
 @click.option(
-    "--write",
+    "--out",
     "write_to",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write JSONL here instead of to the screen; must not exist.",
@@ -578,7 +579,7 @@ def select_command(
             settings = _design({**given, "batch": 20, "stop_gain": 0.0, "repeats": 1}, "dual", UNLIMITED)
             read = _load(folder, given)
             opened = stack.enter_context(
-                Campaign.create(campaign, read.conversations, read.teachers, settings)
+                Campaign.create(campaign, read.conversations, read.teachers, settings, read.encoder)
             )
         rows = opened.open_questions() if show_open else opened.select(size)
         status = opened.status()

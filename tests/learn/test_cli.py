@@ -262,7 +262,7 @@ def test_a_loop_of_your_own(tmp_path):
     assert works("ingest", tmp_path / "c", answers).startswith("6 new answers, 0 given up; 6 of 6 questions")
     body = json.loads(works("ingest", tmp_path / "c", answers, "--json"))
     assert body["new_answers"] == 0 and body["answered"] == 6
-    text = works("select", tmp_path / "c", "--batch", 3, "--write", tmp_path / "two.jsonl")
+    text = works("select", tmp_path / "c", "--batch", 3, "--out", tmp_path / "two.jsonl")
     assert text.startswith("3 questions written to")
     second = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     assert {row["round"] for row in second} == {1}
@@ -278,6 +278,18 @@ def test_a_loop_of_your_own(tmp_path):
     assert text == "1 new answers, 1 given up; 7 of 9 questions answered, 1 open\n"
     fitted = json.loads(works("fit", tmp_path / "c", "--out", tmp_path / "fitted", "--json"))
     assert fitted["answers"] == 7 and fitted["converged"] is True
+
+
+def test_a_reward_fitted_to_a_campaign_knows_its_encoder(tmp_path):
+    rows = begin(tmp_path, "--encoder", "hashing:8")
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({**row, "answer": "tie"}) + "\n" for row in rows))
+    works("ingest", tmp_path / "c", path)
+    works("fit", tmp_path / "c", "--out", tmp_path / "fitted")
+    reward, out = tmp_path / "fitted" / "reward.safetensors", tmp_path / "policy.jsonl"
+    chosen = ["policy", tmp_path / "data", "--reward", reward, "--out", out, "--encoder"]
+    assert "made with encoder" in refused(*chosen, "hashing:16")
+    works(*chosen, "hashing:8")
 
 
 def test_refused_answers_are_all_listed_and_none_is_taken(tmp_path):
@@ -317,9 +329,7 @@ def test_files_that_are_no_answers_are_refused(tmp_path, content):
 def test_a_batch_file_is_never_overwritten_nor_a_question_lost(tmp_path):
     begin(tmp_path)
     (tmp_path / "two.jsonl").write_text("precious")
-    assert "exists; expected a new file" in refused(
-        "select", tmp_path / "c", "--write", tmp_path / "two.jsonl"
-    )
+    assert "exists; expected a new file" in refused("select", tmp_path / "c", "--out", tmp_path / "two.jsonl")
     assert (tmp_path / "two.jsonl").read_text() == "precious"
     assert json.loads(works("select", tmp_path / "c", "--open", "--json"))["rounds"] == 1
 
