@@ -7,8 +7,8 @@ import importlib.util
 
 if importlib.util.find_spec("dal_native._linalg") is None:
     raise ImportError(
-        f"dal_native at {__path__[0]} has no compiled modules: this is the source tree, not an installed package. "
-        "Run Python from another folder, or install in place with: pip install -e ."
+        f"dal_native at {__path__[0]} has no compiled modules: this is the source tree, not an installed "
+        "package. Run Python from another folder, or install in place with: pip install -e ."
     )
 
 from dal_native._dispatch import (

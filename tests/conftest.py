@@ -8,7 +8,7 @@ import textwrap
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Child interpreters must find the installed package, as this one does, not the source tree they may be started in.
+# Child interpreters must find the installed package, as this one does, not the source tree they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
 settings.register_profile(
