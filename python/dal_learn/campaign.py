@@ -60,7 +60,8 @@ class Design:
     batch : int
         Pairs per round.
     seed_labels : int
-        Pairs of the first round, chosen at random and alike for every method.
+        Pairs of the first round, chosen at random and alike for every method. Until an answer has come every
+        batch is chosen so, unless this is 0.
     seed : int
         Decides everything random here.
     ridge : float
@@ -468,8 +469,8 @@ class Study:
         self.restore_model()
         start = time.perf_counter()
         state = self._state()
-        if number == 0 and s.seed_labels > 0:
-            picks = self._seed_picks(state, size)
+        if s.seed_labels > 0 and not self.answers:  # nothing to tell one teacher from another yet
+            picks = self._seed_picks(state, size, number)
         else:
             stream = design.random_stream(s.seed, s.method, number)
             picks = design.METHODS[s.method](state, size, stream)
@@ -497,8 +498,8 @@ class Study:
         pairs = zip(conversation.tolist(), teacher.tolist(), strict=True)
         return [side_swapped(seed, ids[i], names[j]) for i, j in pairs]
 
-    def _seed_picks(self, state: design.DesignState, size: int) -> design.Picks:
-        stream = design.random_stream(self.settings.seed, "seed labels")
+    def _seed_picks(self, state: design.DesignState, size: int, number: int) -> design.Picks:
+        stream = design.random_stream(self.settings.seed, "seed labels", number)
         conversation, teacher = design.seed_design(state.admissible, size, stream)
         differences = state.pool.take(conversation)
         weight = np.asarray(

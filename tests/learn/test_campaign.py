@@ -387,6 +387,14 @@ def test_select_and_ingest_go_round(tmp_path):
         assert campaign.status()["open"] == 0
 
 
+def test_until_an_answer_comes_batches_are_dealt_to_all_teachers(tmp_path):
+    with begin(tmp_path / "c", seed_labels=6, batch=10) as campaign:
+        first, second = campaign.select(), campaign.select()
+        assert {row["teacher"] for row in second} == {"anna", "ben"}
+        pairs = {(row["conversation"], row["teacher"]) for row in first + second}
+        assert len(pairs) == 16
+
+
 def test_sides_are_random_recorded_and_undone(tmp_path):
     with begin(tmp_path / "c", seed_labels=60) as campaign:
         rows = campaign.select()
