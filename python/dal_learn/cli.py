@@ -140,7 +140,9 @@ _policy_options = _options(
 
 
 def _print_json(body: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(body, ensure_ascii=False, allow_nan=False))
+    """One line of JSON that a terminal can show: where text would command it, everything is escaped."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+    click.echo(text if report.printable(text) == text else json.dumps(body, allow_nan=False))
 
 
 @contextlib.contextmanager
@@ -298,7 +300,11 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
     help="How often the comparison is repeated.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; same results."
+    "--workers",
+    type=click.IntRange(1),
+    default=lambda: min(2, dn.capabilities()["cpus"]),
+    show_default="2, where there are as many CPUs",
+    help="Processes; same results for any number.",
 )
 @click.option("--prompts", type=click.IntRange(8), default=None, hidden=True)
 @click.option("--budget", type=click.IntRange(1), default=None, hidden=True)
@@ -589,7 +595,7 @@ def select_command(
         _print_json({"questions": rows, **status})
     elif write_to is None:
         for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            _print_json(row)
     else:
         click.echo(f"{len(rows)} questions written to {write_to}; {status['open']} wait for an answer in all")
     if not rows and not as_json:

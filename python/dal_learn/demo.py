@@ -39,6 +39,8 @@ DECAY = 0.6
 RARE = 4
 #: How much a feature varies among completions of another subject than its own.
 QUIET = 0.35
+#: How far completions stray in the rare features where policies are compared.
+STRAY = 1.5
 #: Standard deviation of the margins at rationality 1.
 MARGIN = 1.2
 
@@ -251,7 +253,7 @@ def _straying_completions(s: DemoSize, rng: np.random.Generator) -> Floats:
     """(prompts, completions, features)"""
     phi = rng.standard_normal((s.shift_prompts, s.shift_completions, s.features)) * _scales(s.features)
     stray = rng.standard_t(3, size=(s.shift_prompts, s.shift_completions, RARE))
-    phi[:, :, s.features - RARE :] = np.abs(stray)
+    phi[:, :, s.features - RARE :] = STRAY * np.abs(stray)
     return np.asarray(phi)
 
 

@@ -334,6 +334,15 @@ def test_a_batch_file_is_never_overwritten_nor_a_question_lost(tmp_path):
     assert json.loads(works("select", tmp_path / "c", "--open", "--json"))["rounds"] == 1
 
 
+def test_questions_on_the_screen_command_no_terminal(tmp_path):
+    data = write_data(tmp_path / "data", prompts=4, votes=False)
+    path = data / "pairs.jsonl"
+    path.write_text(path.read_text().replace("question", "Zoë\\u009b2J\\u202e"))
+    text = works("select", tmp_path / "c", "--folder", data, "--teachers", "anna")
+    assert "\x9b" not in text and "\u202e" not in text
+    assert json.loads(text.splitlines()[0])["prompt"].startswith("Zoë\x9b2J\u202e")
+
+
 def test_a_campaign_begins_once(tmp_path):
     begin(tmp_path)
     error = refused("select", tmp_path / "c", "--folder", tmp_path / "data", "--teachers", "anna")
@@ -425,7 +434,9 @@ def test_a_tiny_demo(tmp_path, monkeypatch):
     text = works("demo", "--seeds", 2, "--prompts", 24, "--budget", 50)
     assert "oracle (knows the truth)" in text and "pessimistic policy" in text
     assert {"report.html", "results.json", "results.csv", "policies.png"} <= set(os.listdir("dal-demo"))
-    works("demo", "--seeds", 1, "--prompts", 24, "--budget", 50)  # replaces the last demonstration
+    works(
+        "demo", "--seeds", 1, "--prompts", 24, "--budget", 50, "--workers", 1
+    )  # replaces the last demonstration
     assert (
         len(json.loads((tmp_path / "dal-demo" / "results.json").read_text())["methods"]["dual"]["labels"])
         == 1
