@@ -817,24 +817,27 @@ def _correct(
 ) -> None:
     """Re-optimise the weights of the vertices kept: Newton steps, exact line search, drops at 0."""
     v = vertices
-    for _ in range(max_steps):
+    height = np.abs(v.z @ t) + slope * np.linalg.norm(v.z, axis=1)
+    tol = max(tol, 16.0 * np.finfo(np.float64).eps * float(height.max()))  # rounding of the ascent
+    for number in range(max_steps):
         z = v.position
         length = float(np.hypot(np.linalg.norm(z), eps))
         ascent = v.above_average(t - z * (slope / length) if length > 0 else t)
         if ascent.max() <= tol:
             break
-        step = _newton_step(v, ascent, z, length, slope, eps, tol)
-        if step is None:
-            step = _pairwise_step(v, ascent)
-        falling = step < 0
-        longest = float(np.min(-v.weight[falling] / step[falling]))
-        move = step @ v.z
-        size = _line_search(float(t @ move), z, move, slope, eps, longest)
-        if size <= 0:
+        newton = _newton_step(v, ascent, z, length, slope, eps, tol)
+        tried = [] if newton is None else [_searched(v, t, z, slope, eps, newton)]
+        if newton is None or number % 8 == 7:
+            # Newton's step keeps the vertices few, but may creep; these always get somewhere
+            tried += [
+                _searched(v, t, z, slope, eps, other(v, ascent)) for other in (_pairwise_step, _best_step)
+            ]
+        gain, size, longest, step = max(tried, key=lambda found: found[0])
+        if gain <= 0:
             break
         weight = v.weight + size * step
         if size == longest:
-            ends = falling & (v.weight <= -step * longest * (1.0 + 1e-12))
+            ends = (step < 0) & (v.weight <= -step * longest * (1.0 + 1e-12))
             weight[ends] = 0.0
         weight[weight < 1e-15] = 0.0
         v.weight = weight / np.bincount(v.group, weight, len(v.shift))[v.group]
@@ -876,6 +879,32 @@ def _newton_step(
             return step
         free &= ~blocked
     return None
+
+
+def _searched(
+    v: _Vertices, t: Vector, z: Vector, slope: float, eps: float, step: Vector
+) -> tuple[float, float, float, Vector]:
+    """Gain of the best point along a step, how far it is, how far the simplices reach, and the step."""
+    falling = step < 0
+    if not falling.any():
+        return 0.0, 0.0, 0.0, step
+    longest = float(np.min(-v.weight[falling] / step[falling]))
+    move = step @ v.z
+    rise = float(t @ move)
+    size = _line_search(rise, z, move, slope, eps, longest)
+    before = float(np.hypot(np.linalg.norm(z), eps))
+    after = float(np.hypot(np.linalg.norm(z + size * move), eps))
+    growth = size * float((2.0 * z + size * move) @ move) / max(before + after, np.finfo(np.float64).tiny)
+    return size * rise - slope * growth, size, longest, step
+
+
+def _best_step(v: _Vertices, ascent: Vector) -> Vector:
+    """All weight towards the best vertex of each group: the Frank-Wolfe step."""
+    order = np.lexsort((ascent, v.group))
+    best = order[np.searchsorted(v.group[order], np.arange(len(v.shift)), side="right") - 1]
+    step = -v.weight
+    step[best] += 1.0
+    return step
 
 
 def _pairwise_step(v: _Vertices, ascent: Vector) -> Vector:

@@ -235,6 +235,20 @@ def test_infinite_radius_goes_to_the_reference_or_as_near_as_it_can():
     assert np.sqrt(theta @ M @ theta) == pytest.approx(1.0, rel=1e-9)
 
 
+@pytest.mark.parametrize("d", [1, 2, 9])
+def test_reaching_the_reference_takes_few_reads_whatever_the_start(d):
+    """Newton's steps alone creep here: the norm is all but linear until the reference is near."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        counts = rng.integers(1, 6, 19)
+        phi = rng.standard_normal((counts.sum(), d))
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        inside = mean_features(phi, offsets, np.repeat(1 / counts, counts))
+        p = pessimistic_policy(phi, offsets, 5 * np.ones(d), 0.05 * np.eye(d), np.inf, reference=inside)
+        assert p.lower_bound == 0.0
+        assert p.reads < 40
+
+
 @pytest.mark.parametrize(
     ("d", "n_prompts", "k", "scale"), [(30, 60, 2, 8.0), (50, 300, 4, 1.3), (24, 40, 3, 30.0)]
 )
