@@ -467,30 +467,32 @@ class HuggingFaceEncoder:
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **source)
-            network = transformers.AutoModel.from_pretrained(
-                self.name, use_safetensors=True, dtype=self._torch.float32, **source
-            )
+            network = transformers.AutoModel.from_pretrained(self.name, use_safetensors=True, **source)
         except Exception as error:  # OSError, ValueError, hub and network errors of many classes
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"encoder {self.name!r} cannot be loaded: {reason}") from error
-        self._network = network.to(device).eval()
+        self._config = network.config.get_text_config()
+        if getattr(self._config, "is_encoder_decoder", False):
+            network = network.get_encoder()
+        self._network = network.to(device).float().eval()
         self._device = device
+        self._padding = self._tokenizer.pad_token_id or 0
         self.max_tokens = self._limit(max_tokens)
-        self.dimension = int(network.config.get_text_config().hidden_size)
+        self.dimension = int(self._config.hidden_size)
         self.fingerprint = fingerprint("hugging face 1", self._identity(), self.pooling, self.max_tokens)
 
     def _limit(self, max_tokens: int | None) -> int:
         limits = [int(self._tokenizer.model_max_length)]
-        positions = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self._config, "max_position_embeddings", None)
         if isinstance(positions, int) and positions > 0:
             limits.append(positions)
         if max_tokens is not None:
             limits.append(_validate.whole(max_tokens, "max_tokens", 1))
-        return min(*limits, 2**20) if len(limits) > 1 else min(limits[0], 2**20)
+        return min([*limits, 2**20])
 
     def _identity(self) -> str:
         """Commit on the hub, or the contents of the local folder."""
-        commit = getattr(self._network.config, "_commit_hash", None)
+        commit = getattr(self._config, "_commit_hash", None)
         folder = Path(self.name)
         if not folder.is_dir():
             return fingerprint(self.name, commit)
@@ -535,7 +537,8 @@ class HuggingFaceEncoder:
         torch = self._torch
         width = len(tokens[0])
         # padded on the right by hand: not every tokenizer has a padding token, and masked ones do not count
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self._device)
+        padded = [row + [self._padding] * (width - len(row)) for row in tokens]
+        ids = torch.tensor(padded, device=self._device)
         count = torch.tensor([len(row) for row in tokens], device=self._device)
         mask = (torch.arange(width, device=self._device)[None, :] < count[:, None]).long()
         with torch.inference_mode():

@@ -310,6 +310,28 @@ def test_long_texts_are_cut_at_the_limit_of_the_model(tiny_model):
     assert get_encoder(tiny_model, max_tokens=3).max_tokens == 3
 
 
+def test_of_an_encoder_decoder_the_encoder_is_used(tiny_model, tmp_path):
+    import shutil
+
+    import torch
+    import transformers
+
+    shutil.copytree(tiny_model, tmp_path / "t5")
+    for old in ("config.json", "model.safetensors"):
+        (tmp_path / "t5" / old).unlink()
+    config = transformers.T5Config(
+        vocab_size=len(WORDS), d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.T5Model(config).eval()
+    model.save_pretrained(tmp_path / "t5")
+    found = get_encoder(tmp_path / "t5", pooling="mean").encode(["yes .", "the premise is wrong"])
+    ids = torch.tensor([[WORDS.index("yes"), WORDS.index(".")]])
+    with torch.no_grad():
+        expected = model.get_encoder()(input_ids=ids).last_hidden_state[0].mean(dim=0)
+    np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
 def test_fingerprint_follows_weights_and_options(tiny_model, tmp_path):
     import shutil
 
