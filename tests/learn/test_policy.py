@@ -426,6 +426,10 @@ def test_greedy_policy_is_judged_by_the_same_measure():
     assert g.lower_bound == pytest.approx(
         lower_bound_of(g.probability, phi, offsets, reward, M, 1.5, np.zeros(4))
     )
+    # its worst reward attains the bound, and lies on the edge of the ellipsoid
+    theta = g.least_favourable_reward
+    assert mean_features(phi, offsets, g.probability) @ theta == pytest.approx(g.lower_bound)
+    assert np.sqrt((theta - reward) @ M @ (theta - reward)) == pytest.approx(1.5)
     with pytest.raises(ValueError, match="M is missing"):
         greedy_policy(phi, offsets, reward, radius=1.0)
 
