@@ -147,17 +147,23 @@ class Engine {
 
   // Brings the listed conversations up to date with M, reading each row once; looks at new ones for the first time.
   void refresh(const std::vector<int64_t>& list) {
+    double work = 0;  // multiply-adds
+    const double d = static_cast<double>(p_.pool.d);
     for (int64_t conversation : list) {
       if (is_touched(conversation)) {
         ++result_.refreshes;
+        work += d * static_cast<double>(1 + design_.additions() - touched(conversation).additions);
         continue;
       }
+      work += d * (d / 2 + static_cast<double>(design_.additions()));
       slot_[static_cast<size_t>(conversation)] = static_cast<int32_t>(touched_.size());
       touched_.push_back({conversation, p_.pool.category_of(conversation), 0, kUnknown, 0, 0, kUnknown});
       ++result_.rows_rescored;
     }
     if (spaces_.empty()) spaces_.resize(static_cast<size_t>(call_.threads));
-    parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRun), call_, [&](int64_t chunk, int worker) {
+    // Waking another thread takes longer than a few million multiply-adds.
+    const Call call{work < 4e6 ? 1 : call_.threads, call_.interrupt};
+    parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRun), call, [&](int64_t chunk, int worker) {
       Space& space = spaces_[static_cast<size_t>(worker)];
       const int64_t first = chunk * kRun;
       refresh_run(list.data() + first, std::min(kRun, static_cast<int64_t>(list.size()) - first), space);
