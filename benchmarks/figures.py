@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import dal_native as dn
 from benchmarks.selection import numpy_loop
@@ -46,6 +47,13 @@ def power_law(n: int, d: int, labels: int, exponent: float = 0.5, tail: float = 
     return Problem(x, category, rationality, reward, dn.information_matrix(x[seen], weight))
 
 
+def read_seconds(rows: NDArray[np.float32], ones: NDArray[np.float32]) -> float:
+    """The best of three reads, and a pause: BLAS keeps its idle threads spinning for a while."""
+    best = min(seconds(lambda: rows @ ones) for _ in range(3))
+    time.sleep(0.3)
+    return best
+
+
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -67,7 +75,7 @@ def select(name: str, p: Problem, size: int, loop_runs: int) -> None:
     pool, ones = p.pool(), np.ones(p.differences.shape[1], np.float32)
     times, reads, single, ratios = [], [], [], []
     for run in range(RUNS):
-        read = min(seconds(lambda: p.differences @ ones) for _ in range(3))
+        read = read_seconds(p.differences, ones)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         times.append(seconds(lambda: dn.select_batch(pool, p.reward, p.rationality, p.matrix, size)))
@@ -105,7 +113,7 @@ def warm(p: Problem, rounds: int = 6, size: int = 64) -> None:
     selector, reward, matrix = dn.Selector(p.pool()), p.reward, p.matrix
     ones, shares, stages = np.ones(len(reward), np.float32), [], []
     for _ in range(rounds):
-        read = min(seconds(lambda: p.differences @ ones) for _ in range(3))
+        read = read_seconds(p.differences, ones)
         start = time.perf_counter()
         batch = selector.select(reward, p.rationality, matrix, size)
         shares.append((time.perf_counter() - start) / read)
