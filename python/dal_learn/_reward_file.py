@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from ._files import FileFormatError, atomic_write
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["HEAD", "read_tensors", "write_tensors"]
 
 FORMAT, VERSION = "dal-native/reward", 1
 #: The largest file that is read: an information matrix of 8,192 features and a few small arrays.
 LARGEST = 2**30
+#: The tensor that holds the reward, (1, d): the name and shape of a linear head in the usual reward models.
+HEAD = "score.weight"
 _KEY = "dal-native"
 
 
@@ -42,7 +44,7 @@ def write_tensors(
     --------
     >>> import tempfile, pathlib
     >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
-    >>> write_tensors(target, {"coef": np.ones(2)}, {"d": 2})
+    >>> write_tensors(target, {"score.weight": np.ones((1, 2))}, {"d": 2})
     >>> read_tensors(target)[1]["d"]
     2
     """

@@ -27,7 +27,7 @@ from dal_native._dispatch import single_threaded_blas
 
 from ._files import FileFormatError
 from ._fit import Labels, distinct_rows, expected_terms, fit_labels
-from ._reward_file import read_tensors, write_tensors
+from ._reward_file import HEAD, read_tensors, write_tensors
 
 __all__ = ["ConvergenceWarning", "NotFittedError", "RewardModel"]
 
@@ -675,7 +675,7 @@ class RewardModel:
         self._require_fitted()
         parameters = {name: value for name, value in self.get_params().items() if name != "rationality"}
         tensors = {
-            "coef": self.coef_,
+            HEAD: self.coef_[None, :],
             "rationality": self.rationality_,
             "log_rationality_se": self._log_errors(),
             "information": self.information_,
@@ -750,7 +750,7 @@ class RewardModel:
     encoder_: str | None
 
     def _restore(self, tensors: dict[str, Floats], facts: dict[str, Any]) -> None:
-        self.coef_, self.rationality_ = tensors["coef"], tensors["rationality"]
+        self.coef_, self.rationality_ = tensors[HEAD][0], tensors["rationality"]
         self.information_ = tensors["information"]
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(self.coef_), self.rationality_.shape
         self.classes_ = np.array([0, 1])
@@ -838,12 +838,12 @@ def _sizes(
 
 
 def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Floats]) -> None:
-    names = {"coef", "rationality", "log_rationality_se", "information", "coef_covariance"}
+    names = {HEAD, "rationality", "log_rationality_se", "information", "coef_covariance"}
     if set(tensors) != names:
         raise FileFormatError(path, None, f"tensors are {sorted(tensors)}, expected {sorted(names)}")
-    d, shape = tensors["coef"].size, tensors["rationality"].shape
+    d, shape = tensors[HEAD].size, tensors["rationality"].shape
     expected = {
-        "coef": (d,),
+        HEAD: (1, d),
         "rationality": shape if len(shape) == 2 and min(shape) > 0 else (1, 1),
         "log_rationality_se": shape,
         "information": (d, d),

@@ -32,7 +32,7 @@ from ._files import (
     write_csv,
     write_jsonl,
 )
-from ._reward_file import read_tensors, write_tensors
+from ._reward_file import HEAD, read_tensors, write_tensors
 from .conversations import Conversations, Texts
 from .encoders import Encoder, embed, get_encoder
 from .teachers import Votes
@@ -62,7 +62,6 @@ Teacher = dict[str, str | float | None]
 #: Words taken for a label beside the numbers from 0 to 1.
 _LABELS = {"a": 0.0, "b": 1.0, "tie": 0.5}
 _TEXTS = ("response", "prompt+response")
-_HEAD = "score.weight"
 
 
 class Recording(NamedTuple):
@@ -957,7 +956,7 @@ def write_reward(
     ([1.0, -2.0], None, 0)
     """
     theta = _validate.floats(coef, "coef", 1)
-    tensors: dict[str, NDArray[Any]] = {_HEAD: theta[None, :]}
+    tensors: dict[str, NDArray[Any]] = {HEAD: theta[None, :]}
     if information is not None:
         tensors["information"] = _validate.symmetric(information, len(theta), "information")
     extra = dict(metadata or {})
@@ -1001,9 +1000,9 @@ def read_reward(
     "made with encoder 'one', expected 'another': the features would not mean the same"
     """
     tensors, facts = read_tensors(path)
-    head = tensors.get(_HEAD)
+    head = tensors.get(HEAD)
     if head is None or head.ndim != 2 or head.shape[0] != 1 or head.shape[1] == 0:
-        raise FileFormatError(path, None, f"has no tensor {_HEAD} of shape (1, d)")
+        raise FileFormatError(path, None, f"has no tensor {HEAD} of shape (1, d)")
     d = head.shape[1]
     information = tensors.get("information")
     if information is not None and information.shape != (d, d):

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from dal_learn import sources
 from dal_learn.reward import RewardModel
+
+HEAD = "score.weight"
 
 
 def fitted(**parameters):
@@ -57,7 +60,9 @@ def test_a_head_is_an_ordinary_safetensors_file(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     model = fitted()
     model.save(tmp_path / "reward.safetensors")
-    assert np.array_equal(safetensors.load_file(tmp_path / "reward.safetensors")["coef"], model.coef_)
+    assert np.array_equal(
+        safetensors.load_file(tmp_path / "reward.safetensors")["score.weight"], model.coef_[None]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["reward.safetensors"]  # nothing left beside it
 
 
@@ -83,7 +88,7 @@ def parts(tmp_path):
     facts = json.loads(header.pop("__metadata__")["dal-native"])
     model = RewardModel.load(tmp_path / "good")
     tensors = {
-        "coef": model.coef_,
+        "score.weight": model.coef_[None],
         "rationality": model.rationality_,
         "log_rationality_se": np.full((5, 2), 0.5),
         "information": model.information_,
@@ -99,12 +104,21 @@ def without(mapping, key):
 @pytest.mark.parametrize(
     ("words", "change"),
     [
-        ("tensors are", lambda t, f: (without(t, "coef"), f)),
+        ("tensors are", lambda t, f: (without(t, HEAD), f)),
         ("tensors are", lambda t, f: ({**t, "more": np.ones(1)}, f)),
-        ("'coef' is not float64", lambda t, f: ({**t, "coef": np.ones(3, np.float32)}, f)),
-        ("'coef' holds NaN or infinity", lambda t, f: ({**t, "coef": np.array([1, np.nan, 0])}, f)),
-        ("'coef' has shape \\(3, 1\\)", lambda t, f: ({**t, "coef": np.ones((3, 1))}, f)),
-        ("'information' has shape \\(3, 3\\), expected", lambda t, f: ({**t, "coef": np.ones(4)}, f)),
+        (
+            "'score.weight' is not float64",
+            lambda t, f: ({**t, HEAD: np.ones((1, 3), np.float32)}, f),
+        ),
+        (
+            "'score.weight' holds NaN or infinity",
+            lambda t, f: ({**t, HEAD: np.array([[1, np.nan, 0]])}, f),
+        ),
+        ("'score.weight' has shape \\(3, 1\\)", lambda t, f: ({**t, HEAD: np.ones((3, 1))}, f)),
+        (
+            "'information' has shape \\(3, 3\\), expected",
+            lambda t, f: ({**t, HEAD: np.ones((1, 4))}, f),
+        ),
         ("'rationality' has shape \\(0, 2\\)", lambda t, f: ({**t, "rationality": np.ones((0, 2))}, f)),
         ("'rationality' has shape \\(5,\\)", lambda t, f: ({**t, "rationality": np.ones(5)}, f)),
         ("not positive definite", lambda t, f: ({**t, "information": -np.eye(3)}, f)),
@@ -213,3 +227,12 @@ def test_truncated_or_flipped_files_load_or_are_refused_but_never_crash(good, da
     except ValueError:
         return
     assert expected is None and np.isfinite(model.coef_).all() and np.isfinite(model.information_).all()
+
+
+def test_a_saved_model_reads_as_a_reward_head(tmp_path):
+    model = fitted()
+    model.save(tmp_path / "reward.safetensors", encoder="abc")
+    coef, information, facts = sources.read_reward(tmp_path / "reward.safetensors", encoder="abc")
+    assert np.array_equal(coef, model.coef_)
+    assert np.array_equal(information, model.information_)
+    assert facts["encoder"] == "abc"
