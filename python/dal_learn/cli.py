@@ -116,8 +116,8 @@ _data_options = _options(
     click.option("--embeddings", "embeddings_file", type=_FILE,
                  help="Vectors by completion id, in place of an encoder."),
     click.option("--encoder", default=None, metavar="NAME",
-                 help="Turns text into vectors: offline (taken where a folder holds text alone), hashing, or a "
-                 "Hugging Face model or folder."),
+                 help="Turns text into vectors: offline (the default for a FOLDER of text alone), hashing, "
+                 "or a Hugging Face model or folder."),
     click.option("--text", "encoded_text", type=click.Choice(["response", "prompt+response"]),
                  default="response", show_default=True, help="What the encoder sees of a completion."),
     click.option("--cache", type=_FOLDER, default=None, help="Folder that remembers encoded texts."),
