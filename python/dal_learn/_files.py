@@ -117,7 +117,11 @@ def atomic_write(
         raise FileExistsError(f"{os.fspath(path)} exists and may not be overwritten")
     # Not tempfile: its files are readable by their owner alone, ours follow the umask like any other file.
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(temporary, flags, 0o666)
+    except OSError as error:  # in the caller's words: the temporary name says nothing to anybody
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path)) from None
     try:
         text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
         with os.fdopen(descriptor, mode, **text) as file:

@@ -312,9 +312,10 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
 )
 @click.option("--prompts", type=click.IntRange(8), default=None, hidden=True)
 @click.option("--budget", type=click.IntRange(1), default=None, hidden=True)
+@_force_option
 @_json_option
 def demo_command(
-    out: Path, seeds: int, workers: int, prompts: int | None, budget: int | None, as_json: bool
+    out: Path, seeds: int, workers: int, prompts: int | None, budget: int | None, force: bool, as_json: bool
 ) -> None:
     """Show the whole line on made-up data whose truth is known: no input, no network, under a minute.
 
@@ -323,9 +324,9 @@ def demo_command(
     """
     size = demo.small(seeds, prompts, budget)
     problem, settings = demo.demo_problem(size), demo.demo_comparison(size)
-    ours = comparison.dataset_of(out) == problem.name
+    force = force or comparison.dataset_of(out) == problem.name
     with _bar("dal demo", as_json) as tell:
-        results = comparison.compare(problem, settings, out, workers=workers, force=ours, progress=tell)
+        results = comparison.compare(problem, settings, out, workers=workers, force=force, progress=tell)
         models = comparison.models_of(problem, settings, out)
         results["shift"] = demo.policy_under_shift(problem, size, models)
     _conclude(out, results, as_json)
@@ -447,6 +448,8 @@ def run_command(folder: Path | None, out: Path, **given: Any) -> None:
     runs over every seed on the same splits and seed labels. A run that is killed goes on where it stopped
     when the command is repeated, and gives the same results.
     """  # fmt: skip
+    if folder is not None and out.resolve() == folder.resolve():
+        raise ValueError(f"{out}: --out is FOLDER itself; expected another folder")
     people = given["exchange"] is not None
     methods, seeds = _methods(given["method"], "none" if people else given["baselines"]), given["seeds"]
     settings = Comparison(
@@ -511,7 +514,8 @@ def _await(waiting: AnswersAwaited, as_json: bool) -> None:
         f"Round {waiting.round}: {waiting.open} of {waiting.asked} questions wait for an answer, "
         f"in {waiting.folder}.\n"
         f"Put answers (conversation, teacher, answer: left, right or tie) into {file}\n"
-        "or the same name with .csv, and run the same command again."
+        "or the same name with .csv, and run the same command again; with --give-up-open it goes on "
+        "without what is open."
     )
 
 
@@ -573,6 +577,8 @@ def select_command(
     """  # fmt: skip
     if write_to is not None and write_to.exists():
         raise ValueError(f"{write_to}: exists; expected a new file")
+    if write_to is not None and not write_to.parent.is_dir():  # before questions are chosen and noted
+        raise ValueError(f"{write_to.parent}: no such folder; expected one for the file {write_to.name}")
     begins = folder is not None or given["pairs_file"] is not None or given["completions_file"] is not None
     exists = (campaign / "campaign.sqlite").exists()
     if begins and exists:

@@ -31,7 +31,7 @@ from scipy import special
 import dal_native as dn
 
 from ._files import atomic_write, write_csv, write_jsonl
-from ._ledger import Ledger, campaign_lock
+from ._ledger import Ledger, LedgerError, campaign_lock
 from .campaign import Design, Round, Study, split_by_prompt
 from .conversations import Conversations
 from .design import METHODS
@@ -73,6 +73,9 @@ BASELINES = tuple(name for name in METHODS if name not in ("dual", "oracle"))
 
 #: Version of results.json.
 RESULTS_FORMAT = 1
+
+#: Files that a run writes and that somebody else's folder may hold under the same names.
+_WRITTEN = ("picks.jsonl", "policy.jsonl", "report.html", "results.csv", "reward.safetensors", "teachers.csv")
 
 #: Characters of results.json that are read at most.
 _LARGEST_RESULTS = 2**28
@@ -456,7 +459,10 @@ def compare(
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers is {workers!r}, expected a whole number of at least 1")
     for seed in range(comparison.seeds):  # a split that cannot be made is refused before anything is written
-        split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
+        train, _ = split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
+        if problem.votes is not None and not np.isin(problem.votes.conversation, train).any():
+            held = f", and seed {seed} holds all of them out" if len(problem.votes) else ""
+            raise ValueError(f"there are {len(problem.votes)} votes{held}; expected votes to learn from")
     out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -534,15 +540,25 @@ def _identity(problem: Problem, comparison: Comparison) -> dict[str, Any]:
 
 
 def _prepare_folder(out: Path, problem: Problem, comparison: Comparison, force: bool) -> None:
-    """Refuse to mix runs; with force, clear away the old one."""
+    """Refuse to mix runs, or to write over files of others; with force, clear away the old run."""
     path = out / "campaign.sqlite"
     if dataset_of(out) is not None and not force:
         raise ValueError(f"{out}: holds a complete run; use --force to replace it, or another folder")
     if not path.exists():
+        taken = [out / name for name in _WRITTEN if (out / name).exists()]
+        if taken and not force:
+            raise ValueError(f"{taken[0]}: exists; use --force to replace it, or another folder")
         return
-    if not force:
+    found = campaign = None
+    try:
         with Ledger(path) as ledger:
-            found = ledger.stored("run")
+            found, campaign = ledger.stored("run"), ledger.stored("design")
+    except LedgerError:  # damaged, say
+        if not force:
+            raise
+    if campaign is not None:  # people's answers are not a run's to clear away
+        raise ValueError(f"{out}: holds a campaign of dal select; expected another folder")
+    if not force:
         if found not in (None, _identity(problem, comparison)):
             raise ValueError(
                 f"{out}: holds an unfinished run of other data or settings; "
@@ -960,6 +976,8 @@ def policy_summary(
     c = conversations
     if c.completions is None or c.prompt_offsets is None:
         return None, []
+    if radius is not None and not np.isfinite(radius):
+        raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
     gamma = confidence_radius(c.d, delta) if radius is None else radius
     shared = (c.completions, c.prompt_offsets, model.coef_)
     greedy = greedy_policy(*shared, M=model.information_, radius=gamma, reference="mean")

@@ -21,6 +21,7 @@ __all__ = ["Conversations", "Texts"]
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 
+_LARGEST_FEATURE = 1e50  # as in RewardModel
 _BLOCK_VALUES = 2**22  # values held at once while checking or subtracting: 32 MiB of float64
 
 
@@ -437,6 +438,13 @@ def _features(values: Any, name: str) -> Floats:
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise ValueError(f"{name} row {row} holds NaN or infinity, expected finite numbers")
+        if array.dtype == np.float64:  # no smaller type reaches so far
+            large = (np.abs(array[start : start + step]) > _LARGEST_FEATURE).any(axis=1)
+            if large.any():
+                row = start + int(np.argmax(large))
+                raise ValueError(
+                    f"{name} row {row} holds a number above {_LARGEST_FEATURE:g}, whose square may overflow"
+                )
     return array
 
 

@@ -145,6 +145,54 @@ def test_hostile_lines_are_named_with_file_and_line(tmp_path):
 # ------------------------------------------------------------------------------------------------------- run
 
 
+def test_run_does_not_write_over_what_is_not_its_own(tmp_path):
+    data = write_data(tmp_path / "data")
+    (data / "teachers.csv").write_text("teacher\nteacher 1\n")
+    assert "--out is FOLDER itself" in refused("run", data, "--out", data, *SMALL, "--force")
+    (tmp_path / "fitted").mkdir()
+    (tmp_path / "fitted" / "teachers.csv").write_text("teacher\nmine\n")
+    assert "teachers.csv: exists; use --force" in refused("run", data, "--out", tmp_path / "fitted", *SMALL)
+    assert (tmp_path / "fitted" / "teachers.csv").read_text() == "teacher\nmine\n"
+    works("select", tmp_path / "campaign", "--folder", data, "--teachers", "anna,ben", "--batch", 3)
+    for force in ((), ("--force",)):
+        error = refused("run", data, "--out", tmp_path / "campaign", *SMALL, *force)
+        assert "holds a campaign of dal select; expected another folder" in error
+    assert json.loads(works("select", tmp_path / "campaign", "--open", "--json"))["open"] == 3
+
+
+def test_run_without_votes_to_learn_from_writes_nothing(tmp_path):
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    (data / "votes.csv").write_text("id,teacher,label\n")
+    assert "there are 0 votes; expected votes to learn from" in refused("run", data, "--out", out, *SMALL)
+    (data / "votes.csv").write_text("id,teacher,label\np0-01,anna,1\n")
+    error = refused("run", data, "--out", out, *SMALL, "--seeds", 20)
+    assert "there are 1 votes, and seed " in error and "holds all of them out" in error
+    assert not out.exists()
+
+
+def test_a_feature_whose_square_overflows_is_named(tmp_path):
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    vectors = np.load(data / "embeddings.npy")
+    vectors[7, 2] = -1e200
+    np.save(data / "embeddings.npy", vectors)
+    assert "row 7 holds a number above 1e+50" in refused("run", data, "--out", out, *SMALL)
+    assert not out.exists()
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_happens(tmp_path):
+    data, nowhere = write_data(tmp_path / "data"), tmp_path / "nowhere"
+    begin = ("select", tmp_path / "new", "--folder", data, "--teachers", "anna", "--out", nowhere / "q.jsonl")
+    assert f"{nowhere}: no such folder" in refused(*begin)
+    assert not (tmp_path / "new").exists()
+    works("fit", data, "--out", tmp_path / "fitted")
+    policy = ("policy", data, "--reward", tmp_path / "fitted" / "reward.safetensors")
+    assert f"{nowhere / 'p.jsonl'}: No such file" in refused(*policy, "--out", nowhere / "p.jsonl")
+    for json_too in ((), ("--json",)):
+        error = refused(*policy, "--out", tmp_path / "p.jsonl", "--radius", "inf", *json_too)
+        assert "radius is inf, expected a finite number" in error
+    assert not (tmp_path / "p.jsonl").exists()
+
+
 def test_run_writes_everything_and_a_second_run_needs_force(tmp_path):
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     out.mkdir()
@@ -455,7 +503,9 @@ def test_a_tiny_demo(tmp_path, monkeypatch):
     )
     data = write_data(tmp_path / "data")
     works("run", data, "--out", tmp_path / "mine", *SMALL)
-    assert "use --force" in refused("demo", "--out", tmp_path / "mine", "--prompts", 24, "--budget", 50)
+    tiny = ("demo", "--out", tmp_path / "mine", "--seeds", 1, "--prompts", 24, "--budget", 50)
+    assert "use --force" in refused(*tiny)
+    works(*tiny, "--force")
 
 
 def test_ctrl_c_says_that_the_command_goes_on(monkeypatch, tmp_path):
