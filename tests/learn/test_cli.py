@@ -18,6 +18,11 @@ from click.testing import CliRunner
 from dal_learn import cli
 from dal_learn.reward import RewardModel
 
+needs_plot = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("jinja2") is None,
+    reason="extra 'plot' is not installed",
+)
+
 COMMANDS = ("demo", "run", "select", "ingest", "fit", "policy", "report", "doctor")
 
 
@@ -193,6 +198,7 @@ def test_a_folder_that_is_not_there_is_named_before_anything_happens(tmp_path):
     assert not (tmp_path / "p.jsonl").exists()
 
 
+@needs_plot
 def test_run_writes_everything_and_a_second_run_needs_force(tmp_path):
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     out.mkdir()
@@ -214,6 +220,7 @@ def test_run_writes_everything_and_a_second_run_needs_force(tmp_path):
     assert (out / "mine.txt").read_text() == "kept"
 
 
+@needs_plot
 def test_run_on_separate_files_gives_the_same_as_the_folder(tmp_path):
     data = write_data(tmp_path / "data")
     one = json.loads(works("run", data, "--out", tmp_path / "a", *SMALL, "--json"))
@@ -447,6 +454,7 @@ def test_fit_then_policy(tmp_path):
 # ----------------------------------------------------------------------------- report, doctor, odds and ends
 
 
+@needs_plot
 def test_report_draws_again_from_results_alone(tmp_path):
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     works("run", data, "--out", out, *SMALL)
@@ -483,12 +491,14 @@ def test_doctor_tells_machines_and_people_the_same():
     assert found["version"] in text and "backend in use" in text and "extra plot" in text
 
 
+@needs_plot
 def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     line = next(line for line in works("doctor").splitlines() if line.startswith("extra plot"))
     assert "jinja2 does not import" in line and "pip install 'dal-native[plot]'" in line
 
 
+@needs_plot
 def test_a_tiny_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = works("demo", "--seeds", 2, "--prompts", 24, "--budget", 50)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import html.parser
+import importlib.util
 import re
 import sys
 
@@ -13,6 +14,11 @@ import pytest
 
 from dal_learn import report
 from dal_learn.comparison import _against
+
+needs_plot = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("jinja2") is None,
+    reason="extra 'plot' is not installed",
+)
 
 
 def make_results(
@@ -99,6 +105,7 @@ def test_labels_saved_are_counted_only_where_the_lead_lasts():
     assert report.labels_to_match(results)["dual"] is None
 
 
+@needs_plot
 def test_what_cannot_be_measured_is_said():
     results = make_results()
     for values in results["methods"].values():
@@ -172,6 +179,7 @@ class Page(html.parser.HTMLParser):
 HOSTILE = ("<script>alert(1)</script>", "\" onload='x", "$\\frac{$", "=2+2", "日本\u202e", "a" * 300)
 
 
+@needs_plot
 def test_the_page_is_one_file_with_every_figure_and_no_outside_source(tmp_path):
     files = report.render(tmp_path, make_results())
     names = {path.name for path in files}
@@ -186,6 +194,7 @@ def test_the_page_is_one_file_with_every_figure_and_no_outside_source(tmp_path):
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
 
 
+@needs_plot
 @pytest.mark.parametrize("true", [True, False])
 def test_hostile_names_stay_text(tmp_path, true):
     results = make_results(teachers=HOSTILE, categories=("<b>x", "$y^{"), true=true)
@@ -196,6 +205,7 @@ def test_hostile_names_stay_text(tmp_path, true):
     assert "script" not in Page(text).tags and "&lt;script&gt;alert(2)" in text
 
 
+@needs_plot
 def test_the_same_results_give_the_same_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -205,6 +215,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+@needs_plot
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
     import matplotlib
 
@@ -216,6 +227,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
         matplotlib.rcdefaults()
 
 
+@needs_plot
 def test_figures_without_their_numbers_are_left_out(tmp_path):
     results = make_results()
     results.update(policy=None, teachers=[], asked={}, comparison=None)
