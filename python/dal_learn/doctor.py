@@ -139,4 +139,4 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _simd(simd: Any) -> str:
     if not isinstance(simd, dict):
         return str(simd)
-    return ", ".join(f"{name} {value}" for name, value in simd.items())
+    return f"{simd['level']} (this processor has {', '.join(simd['available'])})"
