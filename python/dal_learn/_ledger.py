@@ -26,6 +26,8 @@ __all__ = ["FORMAT_VERSION", "Issued", "Ledger", "LedgerError", "campaign_lock"]
 FORMAT_VERSION = 1
 _APPLICATION_ID = 0x44414C43  # "DALC": tells our files from other SQLite files
 _BUSY_SECONDS = 60.0
+#: What a damaged file makes sqlite3 raise; its own messages may quote bytes that are no text.
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)
 
 _TABLES = {
     "settings": "name TEXT PRIMARY KEY, body TEXT NOT NULL",
@@ -111,7 +113,7 @@ class Ledger:
             raise LedgerError(f"{self.path}: cannot be opened ({error})") from None
         try:
             self._prepare()
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             self.close()
             raise LedgerError(f"{self.path}: not a usable campaign ledger ({error})") from None
         except BaseException:
@@ -171,7 +173,7 @@ class Ledger:
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 run("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, _BROKEN):
                 raise LedgerError(f"{self.path}: refused ({error})") from None
             raise
 
@@ -320,20 +322,29 @@ class Ledger:
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             raise LedgerError(f"{self.path}: cannot be read ({error})") from None
+
+    def _loads(self, body: str) -> Any:
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise LedgerError(f"{self.path}: the campaign ledger is damaged ({error})") from None
 
     def stored(self, name: str) -> Any:
         """A setting, or None."""
         rows = self._rows("SELECT body FROM settings WHERE name = ?", name)
-        return json.loads(rows[0][0]) if rows else None
+        return self._loads(rows[0][0]) if rows else None
 
     def array(self, name: str) -> NDArray[np.float64] | None:
         """A stored array, or None."""
         rows = self._rows("SELECT shape, body FROM arrays WHERE name = ?", name)
         if not rows:
             return None
-        return np.frombuffer(rows[0][1], "<f8").reshape(json.loads(rows[0][0])).astype(np.float64)
+        try:
+            return np.frombuffer(rows[0][1], "<f8").reshape(json.loads(rows[0][0])).astype(np.float64)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise LedgerError(f"{self.path}: array {name!r} is damaged ({error})") from None
 
     def issued(self, cell: str) -> Issued:
         """Every pair issued in this cell, in order."""
@@ -363,16 +374,16 @@ class Ledger:
     def batches(self, cell: str) -> dict[int, Any]:
         """Round -> what was recorded when it was issued."""
         rows = self._rows("SELECT round, body FROM batches WHERE cell = ? ORDER BY round", cell)
-        return {k: json.loads(b) for k, b in rows}
+        return {k: self._loads(b) for k, b in rows}
 
     def rounds(self, cell: str) -> dict[int, Any]:
         """Round -> what it came to."""
         rows = self._rows("SELECT round, body FROM rounds WHERE cell = ? ORDER BY round", cell)
-        return {k: json.loads(b) for k, b in rows}
+        return {k: self._loads(b) for k, b in rows}
 
     def finished(self) -> dict[str, Any]:
         """Cell -> how it ended, for those that did."""
-        return {cell: json.loads(body) for cell, body in self._rows("SELECT cell, body FROM finished")}
+        return {cell: self._loads(body) for cell, body in self._rows("SELECT cell, body FROM finished")}
 
 
 def _dumps(body: Any) -> str:

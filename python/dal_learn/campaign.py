@@ -672,8 +672,15 @@ class Campaign:
             raise LedgerError(f"{folder}: the conversations were changed after the campaign began")
         #: Fingerprint of what made the vectors, or None.
         self.encoder: str | None = ledger.stored("encoder")
-        settings = ledger.stored("design")
-        self.study = Study(conversations, _Elsewhere(names), Design(**settings), ledger=ledger)
+        try:
+            settings = Design(**ledger.stored("design"))
+        except (TypeError, ValueError) as error:
+            raise LedgerError(f"{folder}: the campaign's settings are damaged ({error})") from None
+        self.study = Study(conversations, _Elsewhere(names), settings, ledger=ledger)
+        issued = self.study.issued
+        for index, size in ((issued.conversation, conversations.n), (issued.teacher, len(names))):
+            if ((index < 0) | (index >= size)).any():
+                raise LedgerError(f"{folder}: the ledger is damaged (a question about nothing or nobody)")
 
     @classmethod
     def create(

@@ -788,7 +788,11 @@ def policy_command(
 def report_command(folder: Path, as_json: bool) -> None:
     """Draw the figures and report.html again from the results.json in FOLDER."""
     results = comparison.read_results(folder)
-    files = report.render(folder, results)
+    try:
+        files = report.render(folder, results)
+    except (LookupError, TypeError, AttributeError) as error:  # edited by hand, or damaged
+        path = folder / "results.json"
+        raise ValueError(f"{path}: does not hold what a run writes ({error!r})") from error
     if as_json:
         _print_json({"files": [str(path) for path in files]})
     else:

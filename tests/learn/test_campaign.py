@@ -319,6 +319,28 @@ def test_a_damaged_ledger_is_refused_never_trusted(tmp_path):
     assert refused >= 4
 
 
+def test_damage_that_sqlite_cannot_see_is_refused_too(tmp_path):
+    conversations = Conversations.from_differences(np.eye(4), ids=["p", "q", "r", "s"])
+    with Campaign.create(tmp_path, conversations, ["anna", "ben"]) as campaign:
+        campaign.select(3)
+    path = tmp_path / "campaign.sqlite"
+    good = path.read_bytes()
+    name = good.index(b"rationality_scale")
+    path.write_bytes(good[:name] + b"R" + good[name + 1 :])
+    with pytest.raises(LedgerError, match=r"the campaign's settings are damaged"):
+        Campaign.open(tmp_path)
+    path.write_bytes(good)
+    raw = sqlite3.connect(path)
+    raw.executescript("DROP TRIGGER issued_no_update; UPDATE issued SET teacher = 2;")
+    raw.close()
+    with pytest.raises(LedgerError, match="a question about nothing or nobody"):
+        Campaign.open(tmp_path)
+    schema = good.index(b"CREATE TABLE")
+    path.write_bytes(good[:schema] + b"CREATE \x8cABLE" + good[schema + 12 :])
+    with pytest.raises(LedgerError, match=r"campaign\.sqlite: not a usable campaign ledger"):
+        Campaign.open(tmp_path)
+
+
 def _reads_or_refuses(path):
     try:
         with Ledger(path) as ledger:

@@ -464,6 +464,10 @@ def test_report_draws_again_from_results_alone(tmp_path):
             path.unlink()
     assert "report.html" in works("report", out)
     assert (out / "report.html").read_bytes() == before
+    found = json.loads((out / "results.json").read_text())
+    for broken in ({"methods": {}}, {"sizes": None}, {"methods": {"dual": {}}}, {"methods": [1]}):
+        (tmp_path / "results.json").write_text(json.dumps({**found, **broken}))
+        assert "results.json: does not hold what a run writes" in refused("report", tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": "us"}', '{"made_by": "dal-native"}',
