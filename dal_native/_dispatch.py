@@ -21,6 +21,10 @@ AUTO = ("cpu", "reference")
 RESERVED = ("numba", "cuda")
 
 
+#: What is asked for beyond this is cut: results have the same bits for any number.
+MOST_THREADS = 1024
+
+
 class BackendConfigurationError(ValueError):
     """A backend was named, or configured by the environment, in a way that cannot be served."""
 
@@ -151,7 +155,11 @@ def set_threads(threads: int | None) -> None:
 
 
 def threads(argument: int | None = None) -> int:
-    """How many threads an operation should use; see `set_threads` for the order of precedence."""
+    """How many threads an operation should use, at most `MOST_THREADS`; see `set_threads` for the order."""
+    return min(_threads_wanted(argument), MOST_THREADS)
+
+
+def _threads_wanted(argument: int | None) -> int:
     if argument is not None:
         return _validate.whole(argument, "threads", 1)
     if _threads is not None:

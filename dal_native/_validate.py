@@ -17,6 +17,9 @@ i8 = np.int64
 #: Storage types of a pool, by NumPy dtype name; "bfloat16" is stored as its uint16 bits.
 STORAGE = ("float64", "float32", "float16", "bfloat16")
 
+#: bfloat16 as this package produces it; a dtype of that name registered by another package is taken too.
+_BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+
 #: Largest rationality: its square and the weight stay far from overflow.
 LARGEST_RATIONALITY = 1e100
 
@@ -85,7 +88,7 @@ def _from_torch(tensor: Any, name: str) -> NDArray[Any]:
 
 def storage_name(dtype: np.dtype[Any]) -> str | None:
     """Name of the storage type of ``dtype``, or None when it is none of `STORAGE`."""
-    if dtype.names == ("bfloat16",) or (dtype.kind == "V" and dtype.name == "bfloat16"):
+    if dtype == _BFLOAT16 or (dtype.kind == "V" and dtype.names is None and dtype.name == "bfloat16"):
         return "bfloat16"
     name = dtype.newbyteorder("=").name
     return name if name in STORAGE else None

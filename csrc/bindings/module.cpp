@@ -32,6 +32,7 @@ const T* read(const Array<T>& a, const char* name, std::initializer_list<int64_t
   for (int64_t length : shape)
     if (a.shape(axis++) != length) refuse(std::string(name) + ": wrong length");
   if (!(a.flags() & py::array::c_style)) refuse(std::string(name) + ": must be C-contiguous");
+  if (!(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) refuse(std::string(name) + ": must be aligned");
   return a.data();
 }
 
@@ -62,7 +63,11 @@ Rows rows_of(const py::array& rows, const std::string& storage) {
   r.storage = storage_of(storage);
   if (rows.ndim() != 2) refuse("rows: wrong number of dimensions");
   if (!(rows.flags() & py::array::c_style)) refuse("rows: must be C-contiguous");
-  if (rows.itemsize() != dal::storage_bytes(r.storage)) refuse("rows: item size does not fit " + storage);
+  if (!(rows.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) refuse("rows: must be aligned");
+  // "=" and "|": native byte order
+  const char kind = r.storage == dal::Storage::bf16 ? 'u' : 'f', order = rows.dtype().byteorder();
+  if (rows.itemsize() != dal::storage_bytes(r.storage) || rows.dtype().kind() != kind || (order != '=' && order != '|'))
+    refuse("rows: dtype does not fit " + storage);
   r.rows = rows.data();
   r.n = rows.shape(0);
   r.d = rows.shape(1);

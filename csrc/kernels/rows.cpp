@@ -89,12 +89,13 @@ void margin(const void* rows, Storage storage, int64_t n, int64_t d, const doubl
 }
 
 // (M + w x x')^-1 = M^-1 - a v v', v = M^-1 x, a = w / (1 + w h)  =>  h_i -= a (x_i'v)^2
+// In the order (a c) c: c^2 alone overflows long before h does.
 void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
                      double coefficient, double* leverage) {
   visit(rows, storage, [&](auto* p) {
     for (int64_t i = 0; i < n; ++i) {
       const double c = dot(p + i * d, direction, d);
-      const double h = leverage[i] - coefficient * (c * c);
+      const double h = leverage[i] - (coefficient * c) * c;
       leverage[i] = h > 0 ? h : 0;
     }
   });
@@ -106,7 +107,7 @@ double downdated(const double* x, int64_t d, const double* directions, const dou
                  double h) {
   for (int64_t s = 0; s < count; ++s) {
     const double c = dot(x, directions + s * d, d);
-    h -= coefficients[s] * (c * c);
+    h -= (coefficients[s] * c) * c;
   }
   return h > 0 ? h : 0;
 }

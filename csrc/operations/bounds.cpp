@@ -236,10 +236,10 @@ class FirstLook {
     constexpr double kRead = 30, kGather = 1.5;
     const double d = static_cast<double>(p_.pool.d), full = d * d / 2;
     const int64_t count = std::min<int64_t>(p_.pool.n, 4096);
-    if (!p_.eigenvalues && !p_.known_leverage) return routes[0];
+    if (p_.pool.n == 0 || (!p_.eigenvalues && !p_.known_leverage)) return routes[0];
     std::vector<double> value = sample_bounds(routes[0], count), sorted = value;
     const double wanted = static_cast<double>(count) * 2 * static_cast<double>(p_.size) / static_cast<double>(p_.pool.n);
-    const auto rank = std::clamp<int64_t>(static_cast<int64_t>(std::ceil(wanted)), 1, std::max<int64_t>(count, 1)) - 1;
+    const auto rank = static_cast<int64_t>(std::clamp(std::ceil(wanted), 1.0, static_cast<double>(count))) - 1;
     std::nth_element(sorted.begin(), sorted.begin() + rank, sorted.end(), std::greater<>());
     const double reach = sorted[static_cast<size_t>(rank)];
     size_t best = 0;

@@ -24,9 +24,10 @@ Design::Design(const KernelTable& kernels, const double* matrix, const double* f
     : k_(kernels), matrix_(matrix), d_(d), upper_(static_cast<size_t>(d * d)) {
   for (int64_t i = 0; i < d; ++i)
     for (int64_t k = 0; k <= i; ++k) upper_[static_cast<size_t>(k * d + i)] = factor[i * d + k];
-  added_.reserve(static_cast<size_t>(size * d));
-  directions_.reserve(static_cast<size_t>(size * d));
-  coefficients_.reserve(static_cast<size_t>(size));
+  const int64_t room = std::min<int64_t>(size, 1024);  // the size asked for may be far beyond what the pool holds
+  added_.reserve(static_cast<size_t>(room * d));
+  directions_.reserve(static_cast<size_t>(room * d));
+  coefficients_.reserve(static_cast<size_t>(room));
 }
 
 // L z = x by columns of L (rows of L'): no reductions but the final sum, taken in order.

@@ -14,7 +14,7 @@ namespace dal {
 
 class Design {
  public:
-  // matrix M, which must outlive this, and its lower factor L, both (d, d) row-major; at most `size` additions
+  // matrix M, which must outlive this, and its lower factor L, both (d, d) row-major; about `size` additions
   Design(const KernelTable& kernels, const double* matrix, const double* factor, int64_t d, int64_t size);
 
   // x' M^-1 x at the current M, or at the start; `scratch` has d values

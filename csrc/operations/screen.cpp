@@ -105,7 +105,7 @@ void Screen::bounds(const float* rows, int64_t count, double* leverage, double* 
       continue;
     }
     const double h = (rest_ * square_up_ * s + largest_ * leverage[q] + error_ * s) * up_;
-    leverage[q] = h > 0 ? h : 0;
+    leverage[q] = h > 0 ? h : h <= 0 ? 0 : kInfinity;  // NaN: large terms of both signs
     margin[q] = std::max(std::fabs(margin[q]) * reward_norm_ - margin_error_ * std::sqrt(s), 0.0);
   }
 }

@@ -227,7 +227,7 @@ class Engine {
   static void check_finite(int64_t conversation, double leverage, double margin) {
     constexpr double most = std::numeric_limits<double>::max();
     if (leverage <= most && std::fabs(margin) <= most) return;
-    throw std::overflow_error("the leverage or margin of conversation " + std::to_string(conversation) +
+    throw std::overflow_error("the leverage, margin or gain of conversation " + std::to_string(conversation) +
                               " overflows float64");
   }
 
@@ -268,6 +268,7 @@ class Engine {
     Final f = decide(t);
     f.objective = admissible_.objective(conversation, t.category, f.margin, f.leverage);
     if (f.objective < 0) return;
+    check_finite(conversation, f.objective, 0);
     best_ = std::max(best_, f.objective);
     evaluated_.push_back({conversation, f});
   }
@@ -308,7 +309,7 @@ class Engine {
     result_.directions = first.directions;
     result_.rows_streamed += p_.pool.n;
     for (size_t i = 0; i < bound_.size(); ++i) outside_largest_ = std::max(outside_largest_, bound_[i]);
-    next_entry_ = std::max<int64_t>(2048, 8 * p_.size);
+    next_entry_ = std::max<int64_t>(2048, 8 * std::min(p_.size, p_.pool.n));
   }
 
   // Bounds in classes of 1.5 % each: the leading bits of a non-negative double are in order of size.

@@ -26,7 +26,7 @@ Integers = NDArray[np.int64]
 #: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher)
 #: wins.
 TIE = 1e-12
-#: How far a leverage kept by rank-one updates may have drifted, relative to its value at the batch's start.
+#: How far a leverage kept by rank-one updates may have drifted, relative to when last computed anew.
 DRIFT = 1e-9
 
 
@@ -154,7 +154,8 @@ def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floa
     """h_i <- max(0, h_i - coefficient (x_i' direction)^2)   (Sherman-Morrison)."""
     with _float64():
         for start, stop, x in pool.blocks():
-            out[start:stop] = np.maximum(0.0, out[start:stop] - coefficient * np.square(x @ direction))
+            c = x @ direction
+            out[start:stop] = np.maximum(0.0, out[start:stop] - coefficient * c * c)  # c^2 alone may overflow
 
 
 def bradley_terry_loss(
@@ -191,8 +192,9 @@ def bradley_terry_loss(
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
     """Greedy D-optimal batch over every admissible pair.
 
-    Leverages follow the picks by rank-one updates; rows that could win within the drift of those updates are
-    evaluated anew, one by one, from a fresh factor of M, so that identical rows get identical bits.
+    Leverages follow the picks by rank-one updates, or are computed anew where the condition of M forbids
+    updates; rows that could win within the drift are evaluated one by one from a fresh factor of M, so that
+    identical rows get identical bits.
     """
     with _float64():
         return _Greedy(problem).run()
@@ -204,9 +206,10 @@ class _Greedy:
         n = len(p.pool)
         self.category = p.pool.category_of(np.arange(n))
         self.matrix = p.matrix.copy()
-        self.factor = _cholesky(self.matrix)
+        self._factorise()
         self.start_leverage = np.empty(n)
         leverage(p.pool, self.factor, None, self.start_leverage, p.threads)
+        self.anew = self.start_leverage  # as of the last time they were computed anew
         u = np.empty(n)
         margin(p.pool, p.reward, u, p.threads)
         for name, values in (("margin", u), ("leverage", self.start_leverage)):
@@ -304,7 +307,10 @@ class _Greedy:
         else:
             parts = self._parts(open_rows)
             approximate = np.concatenate([self._objective(k, self.leverage[k]).max(axis=1) for k in parts])
-        drift = DRIFT * (approximate + self.slope[open_rows] * self.start_leverage[open_rows])
+        spread = approximate + self.slope[open_rows] * self.anew[open_rows]
+        drift = np.minimum(max(DRIFT, self.rounding) * spread, np.finfo(np.float64).max)
+        if not np.isfinite(approximate).all():
+            self._refuse_overflow(int(open_rows[np.argmin(np.isfinite(approximate))]))
         finalists = open_rows[approximate + drift >= (approximate - drift).max()]
         self.rescored += len(finalists)
         h = np.array([self._row_leverage(int(i)) for i in finalists])
@@ -312,6 +318,8 @@ class _Greedy:
             [self._objective(k, h[np.searchsorted(finalists, k)]) for k in self._parts(finalists)]
         )
         largest = objective.max()
+        if not np.isfinite(largest):
+            self._refuse_overflow(int(finalists[np.argmin(np.isfinite(objective).all(axis=1))]))
         row, j = divmod(int(np.argmax(objective >= largest - TIE * abs(largest))), objective.shape[1])
         i = int(finalists[row])
         return i, j, float(self._pairs(np.array([i]))[0][0, j]), float(h[row])
@@ -324,15 +332,37 @@ class _Greedy:
     def _take(self, i: int, j: int, w: float, h: float) -> None:
         x = self.problem.pool.take([i])[0]
         direction = lapack.dpotrs(self.factor, x, lower=1)[0]
-        update_leverage(self.problem.pool, direction, w / (1.0 + w * h), self.leverage, self.problem.threads)
+        rounding = self.rounding
         self.matrix += w * np.outer(x, x)
-        self.factor = _cholesky(self.matrix)
+        if not np.isfinite(self.matrix).all():
+            self._refuse_overflow(i)
+        self._factorise()
+        pool, threads = self.problem.pool, self.problem.threads
+        if max(rounding, self.rounding) < DRIFT:
+            update_leverage(pool, direction, w / (1.0 + w * h), self.leverage, threads)
+        else:
+            leverage(pool, self.factor, None, self.leverage, threads)
+            self.anew = self.leverage.copy()
         self.asked.setdefault(i, []).append(j)
         self._refresh(np.array([i]))
         if self.capacity[j] > 0:
             self.capacity[j] -= 1
             if self.capacity[j] == 0:
                 self._refresh(np.flatnonzero(self.teacher == j))
+
+    def _factorise(self) -> None:
+        """L with M = L L', and a bound on the relative rounding of what is solved with it: d eps cond M."""
+        self.factor = _cholesky(self.matrix)
+        inverse, _ = lapack.dtrtri(self.factor, lower=1)
+        condition = _norm(self.matrix) * _norm(inverse) ** 2
+        rounding = 8.0 * len(self.matrix) * np.finfo(np.float64).eps * condition
+        self.rounding = float(rounding) if rounding < 1.0 else 1.0  # NaN too
+
+    def _refuse_overflow(self, i: int) -> None:
+        raise ValueError(
+            f"the gain or information of conversation {i} is not finite; "
+            "expected smaller differences or parameters"
+        )
 
     # -- the certificate
 
@@ -373,6 +403,12 @@ def _admissible(p: SelectionProblem, rows: Integers, category: NDArray[np.int32]
             at = int(np.searchsorted(p.exclude_conversation, rows[k]))
             allowed[k, p.exclude_teacher[p.exclude_offsets[at] : p.exclude_offsets[at + 1]]] = False
     return allowed
+
+
+def _norm(a: Floats) -> np.float64:
+    """|a|_F, without overflow or underflow of the squares."""
+    largest = np.abs(a).max()
+    return np.float64(largest * np.sqrt(np.sum(np.square(a / largest))))
 
 
 def _cholesky(matrix: Floats) -> Floats:

@@ -168,3 +168,36 @@ def test_lists_integers_and_float32_arguments(backend):
     ):
         assert (dn.leverage([[1, 0], [0, 1]], M, backend=backend) == expected).all()
     assert dn.margin([[1, 2]], (3, 4), backend=backend).tolist() == [11.0]
+
+
+def test_more_threads_than_are_ever_of_use_are_taken(backend):
+    for many in (2000, 2**40, 2**70):
+        assert dn.margin(X, [1.0, 2.0, 3.0], threads=many, backend=backend).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_bindings_take_arrays_as_they_are_or_not_at_all():
+    """Rows that are not what their name says, or not aligned, are refused: never reinterpreted."""
+    from dal_native import _kernels
+
+    def margin(rows=X, reward=None, out=None):
+        pool = _kernels.PoolView(rows, "float64", None, None, None)
+        _kernels.margin(
+            pool, np.ones(3) if reward is None else reward, np.empty(3) if out is None else out, 1
+        )
+
+    def misaligned(*shape):
+        numbers = int(np.prod(shape))
+        return np.zeros(8 * numbers + 1, np.uint8)[1:].view(np.float64).reshape(shape)
+
+    margin()
+    for refused, words in (
+        ({"rows": X.astype(np.int64)}, "rows: dtype does not fit float64"),
+        ({"rows": X.astype(">f8")}, "rows: dtype does not fit float64"),
+        ({"rows": misaligned(3, 3)}, "rows: must be aligned"),
+        ({"reward": misaligned(3)}, "reward: must be aligned"),
+        ({"out": misaligned(3)}, "out: must be aligned"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            margin(**refused)
+    with pytest.raises(TypeError, match="incompatible"):
+        margin(reward=np.ones(3, ">f8"))

@@ -553,3 +553,13 @@ def test_repr():
     assert (
         repr(dn.Pool.from_completions(X, [0, 4])) == "Pool(6 conversations from 4 completions, d=3, float64)"
     )
+
+
+@pytest.mark.parametrize("field", ["<f8", "<f4", ">u2", "<i2"])
+def test_a_field_named_bfloat16_that_holds_something_else_is_refused(tmp_path, field):
+    stored = np.zeros((2, 3), np.dtype([("bfloat16", field)]))
+    with pytest.raises(ValueError, match="differences has dtype"):
+        dn.Pool(stored)
+    np.save(tmp_path / "x.npy", stored)
+    with pytest.raises(ValueError, match="differences has dtype"):
+        dn.Pool.open(tmp_path / "x.npy")

@@ -1,6 +1,7 @@
 """Batches: every pick is the dense oracle's, under every option; the certificate bounds what it says."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -127,6 +128,62 @@ def test_ill_conditioned_information(backend, dtype_name, power):
     matrix = (q * 10.0 ** np.linspace(power / 2, -power / 2, 6)) @ q.T
     p = t.Problem(p.differences, p.category, p.rationality, p.reward, (matrix + matrix.T) / 2)
     t.check_batch(select(p, 10, backend), p, 10)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "heavy_tails", "power_law"])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-8, 1e-9])
+@pytest.mark.parametrize("labels", [0, 2])
+def test_weak_ridge_before_there_are_labels(backend, kind, ridge, labels):
+    """Leverages fall by as much as the ridge is weak, and what is left of them must still decide."""
+    p = t.make_problem(kind, n=40, d=8, labels=labels, ridge=ridge)
+    t.check_batch(select(p, 12, backend), p, 12)
+
+
+def exact_greedy(x, weight, size):
+    """Picks by w h alone from M = I, in rational numbers: no condition is too large for them."""
+    rows = [[Fraction(float(value)) for value in row] for row in x]
+    d = len(rows[0])
+    inverse = [[Fraction(int(a == b)) for b in range(d)] for a in range(d)]
+    picks = []
+    for _ in range(size):
+        solved = [[sum(inverse[a][b] * row[b] for b in range(d)) for a in range(d)] for row in rows]
+        h = [
+            sum(v * value for v, value in zip(z, row, strict=True))
+            for z, row in zip(solved, rows, strict=True)
+        ]
+        best = max((i for i in range(len(rows)) if i not in picks), key=lambda i: (h[i], -i))
+        picks.append(best)
+        share = weight / (1 + weight * h[best])
+        z = solved[best]
+        inverse = [[inverse[a][b] - share * z[a] * z[b] for b in range(d)] for a in range(d)]
+    return picks
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5, 1e70, 1e90, 1e150])
+@pytest.mark.parametrize("method", ["lazy", "dense"])
+def test_squares_beyond_the_range_of_float64(scale, method):
+    """A leverage may come near overflow; its square, on the way to the next, must not."""
+    for seed in range(8):
+        x = scale * np.random.default_rng(seed).standard_normal((12, 3))
+        expected = exact_greedy(x, Fraction(1, 4), 6)
+        batch = dn.select_batch(x, np.zeros(3), [1.0], np.eye(3), 6, method=method, backend="cpu")
+        assert batch.conversation.tolist() == expected
+
+
+def test_screening_where_its_terms_overflow():
+    """Large terms of opposite sign say nothing about a row: it is looked at, not passed over."""
+    d, n = 40, 3200
+    x = 1e-2 * np.random.default_rng(0).standard_normal((n, d))
+    x[1000:1010, :25] = 0
+    x[1000:1010, 25:] *= 3e16
+    M = np.diag(np.r_[np.full(25, 1e-280), np.full(15, 1e-270)])
+    lazy, dense = (
+        dn.select_batch(x.astype(np.float32), np.zeros(d), [1.0], M, 8, method=method, backend="cpu")
+        for method in ("lazy", "dense")
+    )
+    assert lazy.counters["stages"][0] == "screened"
+    assert picks_of(lazy) == picks_of(dense)
+    assert set(lazy.conversation.tolist()) <= set(range(1000, 1010))
 
 
 @pytest.mark.parametrize("power", [15, 16, 18])
@@ -297,6 +354,17 @@ def test_size_zero_and_size_beyond_the_pool(backend):
     batch = select(base(), 1000, backend)
     assert sorted(batch.conversation.tolist()) == list(range(30))
     assert batch.counters["exhausted"]
+
+
+@pytest.mark.parametrize("beyond", [10**9, 10**12, 2**62, 2**63, 10**30])
+def test_sizes_and_repeats_far_beyond_the_pool_are_no_matter(backend, beyond):
+    p = base()
+    expected = picks_of(select(p, 30, backend))
+    batch = select(p, beyond, backend)
+    assert picks_of(batch) == expected
+    assert batch.counters["exhausted"]
+    every = select(with_options(p, repeats=beyond), 10**6, backend)
+    assert sorted(picks_of(every)) == list(itertools.product(range(30), range(len(p.rationality))))
 
 
 def test_information_matrix_object_and_array_give_the_same(backend):
@@ -576,3 +644,21 @@ def test_overflow_is_an_error_that_names_the_conversation(backend):
         dn.information_matrix(pool, 1.0, backend=backend)
     with pytest.raises(ValueError, match="the loss or its gradient is not finite"):
         dn.bradley_terry_loss(pool, np.zeros(5), [1e200, 1e200], 1.0, backend=backend)
+
+
+@pytest.mark.parametrize(("backend", "method"), METHODS)
+@pytest.mark.parametrize("cost", [None, 2.0])
+def test_a_gain_that_overflows_is_an_error_that_names_the_conversation(backend, method, cost):
+    x = np.ones((5, 2))
+    x[3] = 1e120
+    with pytest.raises(ValueError, match=r"gain .*of conversation 3"):
+        dn.select_batch(
+            x,
+            np.zeros(2),
+            [1e100],
+            np.eye(2),
+            2,
+            cost=None if cost is None else [cost],
+            backend=backend,
+            method=method,
+        )

@@ -130,3 +130,13 @@ def test_a_stopped_batch_changes_nothing_that_is_picked_later():
     with pytest.raises(RuntimeError, match="enough"):
         selector.select(*arguments, progress=stop)
     same(selector.select(*arguments), first)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pool_without_conversations_stays_without_them(backend):
+    for pool in (dn.Pool(np.zeros((0, 3))), dn.Pool.from_completions(np.eye(3), [0, 1, 2, 3])):
+        selector = dn.Selector(pool)
+        for ridge in (1.0, 2.0, 1.0):
+            batch = selector.select(np.ones(3), [1.0], ridge * np.eye(3), 2, backend=backend)
+            assert len(batch) == 0
+            assert batch.counters["exhausted"]
