@@ -473,7 +473,9 @@ def compare(
         with Ledger(out / "campaign.sqlite") as ledger:
             ledger.store("run", _identity(problem, comparison))
             if give_up:
-                _study(problem, comparison, ledger, comparison.main, 0).give_up()
+                study = _study(problem, comparison, ledger, comparison.main, 0)
+                study.collect()  # what people have answered since the last call is not given up
+                study.give_up()
             _run_cells(problem, comparison, ledger, workers, progress)
             return _finish(problem, comparison, ledger, out)
 

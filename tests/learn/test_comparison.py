@@ -315,6 +315,20 @@ def test_open_questions_can_be_given_up(tmp_path):
     assert comparison.compare(problem, chosen, out)["methods"]["dual"]["labels"] == [8]
 
 
+def test_answers_not_read_yet_are_taken_before_questions_are_given_up(tmp_path):
+    exchange, out = tmp_path / "questions", tmp_path / "out"
+    problem = Problem("people", make_conversations(), people=People(exchange, ("anna", "ben")))
+    chosen = settings(("dual",), seeds=1, budget=8)
+    with pytest.raises(AnswersAwaited):
+        comparison.compare(problem, chosen, out)
+    answers_of(exchange, 1)
+    path = exchange / "round-0001.answers.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(AnswersAwaited) as waiting:  # the first call that sees these answers gives up the rest
+        comparison.compare(problem, chosen, out, give_up=True)
+    assert (waiting.value.round, waiting.value.open, waiting.value.asked) == (2, 3, 11)
+
+
 def test_people_answer_one_method_and_seed(tmp_path):
     problem = Problem("people", make_conversations(), people=People(tmp_path, ("anna",)))
     with pytest.raises(ValueError, match="people answer one method with one seed"):
