@@ -451,6 +451,9 @@ def run_command(folder: Path | None, out: Path, **given: Any) -> None:
     if folder is not None and out.resolve() == folder.resolve():
         raise ValueError(f"{out}: --out is FOLDER itself; expected another folder")
     people = given["exchange"] is not None
+    for name in ("teachers", "give_up_open"):
+        if given[name] and not people:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --exchange; expected both or neither")
     methods, seeds = _methods(given["method"], "none" if people else given["baselines"]), given["seeds"]
     settings = Comparison(
         design=_design(given, given["method"], given["budget"]),

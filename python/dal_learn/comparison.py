@@ -463,6 +463,11 @@ def compare(
         if problem.votes is not None and not np.isin(problem.votes.conversation, train).any():
             held = f", and seed {seed} holds all of them out" if len(problem.votes) else ""
             raise ValueError(f"there are {len(problem.votes)} votes{held}; expected votes to learn from")
+    if give_up and problem.people is None:
+        raise ValueError("give_up is for questions to people; expected a problem with people")
+    teachers = problem.teachers(0)  # whoever cannot be asked is refused before anything is written, too
+    if isinstance(teachers, HumanTeachers):
+        teachers.collect()
     out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -165,6 +165,23 @@ def test_run_does_not_write_over_what_is_not_its_own(tmp_path):
     assert json.loads(works("select", tmp_path / "campaign", "--open", "--json"))["open"] == 3
 
 
+def test_people_who_cannot_be_asked_leave_nothing_behind(tmp_path):
+    data, out, exchange = write_data(tmp_path / "data"), tmp_path / "out", tmp_path / "questions"
+    for option in (("--give-up-open",), ("--teachers", "anna")):
+        assert f"{option[0]} goes with --exchange" in refused("run", data, "--out", out, *SMALL, *option)
+    ask = ("--exchange", exchange, "--budget", 24, "--batch", 8, "--seed-labels", 8, "--out", out)
+    vectors = tmp_path / "v.npy"
+    np.save(vectors, np.eye(6))
+    np.save(tmp_path / "v.offsets.npy", np.arange(0, 7, 2))
+    assert "carries no texts" in refused("run", "--completions", vectors, *ask, "--teachers", "anna")
+    assert "'anna' twice" in refused("run", data, *ask, "--teachers", "anna,anna")
+    assert not out.exists() and not exchange.exists()
+    works("run", data, *ask, "--teachers", "anna,ben")
+    another = tmp_path / "another"
+    error = refused("run", data, *ask, "--out", another, "--teachers", "carl")
+    assert "does not fit these conversations and teachers" in error and not another.exists()
+
+
 def test_run_without_votes_to_learn_from_writes_nothing(tmp_path):
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     (data / "votes.csv").write_text("id,teacher,label\n")
