@@ -466,8 +466,7 @@ def compare(
     if give_up and problem.people is None:
         raise ValueError("give_up is for questions to people; expected a problem with people")
     teachers = problem.teachers(0)  # whoever cannot be asked is refused before anything is written, too
-    if isinstance(teachers, HumanTeachers):
-        teachers.collect()
+    said = teachers.collect() if isinstance(teachers, HumanTeachers) else {}
     out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -477,12 +476,24 @@ def compare(
         _prepare_folder(out, problem, comparison, force)
         with Ledger(out / "campaign.sqlite") as ledger:
             ledger.store("run", _identity(problem, comparison))
+            if said:
+                _refuse_changes(said, _study(problem, comparison, ledger, comparison.main, 0))
             if give_up:
                 study = _study(problem, comparison, ledger, comparison.main, 0)
                 study.collect()  # what people have answered since the last call is not given up
                 study.give_up()
             _run_cells(problem, comparison, ledger, workers, progress)
             return _finish(problem, comparison, ledger, out)
+
+
+def _refuse_changes(said: Mapping[tuple[int, int, int], float], study: Study) -> None:
+    """An answer that was taken stays: what was chosen since rests on it. A changed one is not passed over."""
+    for (number, i, j), label in said.items():
+        if study.answers.get((i, j), label) != label:
+            raise ValueError(
+                f"round {number}: teacher {study.teachers.names[j]!r} answers otherwise on conversation "
+                f"{study.conversations.ids[i]!r} than when it was taken; expected the first answer to stay"
+            )
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -329,6 +329,27 @@ def test_answers_not_read_yet_are_taken_before_questions_are_given_up(tmp_path):
     assert (waiting.value.round, waiting.value.open, waiting.value.asked) == (2, 3, 11)
 
 
+@pytest.mark.parametrize("answered", [5, 8])  # the round is open, or over
+def test_an_answer_changed_after_it_was_taken_is_refused(tmp_path, answered):
+    exchange, out = tmp_path / "questions", tmp_path / "out"
+    problem = Problem("people", make_conversations(), people=People(exchange, ("anna", "ben")))
+    chosen = settings(("dual",), seeds=1, budget=14)
+    with pytest.raises(AnswersAwaited):
+        comparison.compare(problem, chosen, out)
+    answers_of(exchange, 1)
+    path = exchange / "round-0001.answers.jsonl"
+    rows = path.read_text().splitlines(keepends=True)[:answered]
+    path.write_text("".join(rows))
+    with pytest.raises(AnswersAwaited):
+        comparison.compare(problem, chosen, out)
+    path.write_text("".join(rows[:-1]) + rows[-1].replace("left", "right"))
+    with pytest.raises(ValueError, match=r"round 1: teacher '\w+' answers otherwise on conversation"):
+        comparison.compare(problem, chosen, out)
+    path.write_text("".join(rows[:-1]))  # an answer taken may leave the file
+    with pytest.raises(AnswersAwaited):
+        comparison.compare(problem, chosen, out)
+
+
 def test_people_answer_one_method_and_seed(tmp_path):
     problem = Problem("people", make_conversations(), people=People(tmp_path, ("anna",)))
     with pytest.raises(ValueError, match="people answer one method with one seed"):
