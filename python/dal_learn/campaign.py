@@ -722,6 +722,10 @@ class Campaign:
             )
         if (out / "campaign.sqlite").exists():
             raise ValueError(f"{out}: holds a campaign already; go on with it, or use another folder")
+        # A creation that was killed leaves these beside the lock; without it they are somebody else's.
+        taken = [out / name for name in (_NAMES, _VECTORS) if (out / name).exists()]
+        if taken and not (out / "campaign.lock").exists():
+            raise ValueError(f"{taken[0]}: exists; expected a folder without it for the campaign")
         out.mkdir(parents=True, exist_ok=True)
         settings = settings or Design(budget=UNLIMITED)
         with contextlib.ExitStack() as stack:

@@ -319,6 +319,17 @@ def test_a_damaged_ledger_is_refused_never_trusted(tmp_path):
     assert refused >= 4
 
 
+def test_a_campaign_does_not_write_over_the_data_it_was_begun_with(tmp_path):
+    mine = tmp_path / "conversations.jsonl"
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=r"conversations\.jsonl: exists; expected a folder without it"):
+        Campaign.create(tmp_path, make_conversations(), ["anna"])
+    assert mine.read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == [mine.name]
+    with campaign_lock(tmp_path):  # a creation that was killed leaves its lock, and may be repeated
+        pass
+    Campaign.create(tmp_path, make_conversations(), ["anna"]).close()
+
+
 def test_damage_that_sqlite_cannot_see_is_refused_too(tmp_path):
     conversations = Conversations.from_differences(np.eye(4), ids=["p", "q", "r", "s"])
     with Campaign.create(tmp_path, conversations, ["anna", "ben"]) as campaign:
