@@ -106,7 +106,7 @@ def test_seeds_differ_and_extreme_margins_are_certain():
     assert not np.array_equal(
         simulated(1).ask(range(40), [0] * 40, 1), simulated(2).ask(range(40), [0] * 40, 1)
     )
-    t = SimulatedTeachers([[1e300], [-1e300]], [1.0], [1.0])
+    t = SimulatedTeachers([[1e50], [-1e50]], [1e250], [1.0])
     assert t.ask([0, 1], [0, 0], 1).tolist() == [1.0, 0.0]
 
 
