@@ -170,7 +170,7 @@ class Problem:
     Examples
     --------
     >>> conversations = Conversations.from_differences([[1.0], [-1.0]])
-    >>> Problem("toy", conversations, votes=Votes([0, 1], [0, 0], [1, 0])).n_teachers
+    >>> len(Problem("toy", conversations, votes=Votes([0, 1], [0, 0], [1, 0])).names)
     1
     """
 
