@@ -26,7 +26,7 @@ void Admissible::start_weights(int64_t i, int32_t c, double margin, std::vector<
     return;
   }
   const auto begin = static_cast<int64_t>(out.size());
-  each(i, c, Time::start, [&](int64_t j) { out.push_back(choice_weight(margin, beta(j, c)) / cost(j, c)); });
+  each(i, c, Time::start, [&](int64_t j) { out.push_back(per_cost(choice_weight(margin, beta(j, c)), j, c)); });
   const auto first = out.begin() + begin;
   if (out.end() - first > p_.repeats) {
     std::nth_element(first, first + p_.repeats, out.end(), std::greater<>());

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -80,6 +81,11 @@ class Admissible {
     const double wh = choice_weight(margin, beta(j, c)) * h;
     return p_.cost ? log1p(wh) / cost(j, c) : wh;
   }
+  // A weight per unit cost; 0 only where the weight is 0, so that a bound of 0 means a value of 0.
+  double per_cost(double weight, int64_t j, int32_t c) const {
+    const double share = weight / cost(j, c);
+    return share > 0 || weight == 0 ? share : std::numeric_limits<double>::min();
+  }
   // Nothing but the category decides who may answer, and there are no costs: the sorted table serves.
   bool plain(int64_t i) const { return !p_.candidate_offsets && !p_.cost && exclusions(i).first == exclusions(i).second; }
   bool was_asked(int64_t i) const { return p_.repeats > 1 && asked_.count(i) > 0; }
@@ -89,7 +95,7 @@ class Admissible {
 
   double largest(int64_t i, int32_t c, double margin, Time time) const {
     double best = -1;
-    each(i, c, time, [&](int64_t j) { best = std::fmax(best, choice_weight(margin, beta(j, c)) / cost(j, c)); });
+    each(i, c, time, [&](int64_t j) { best = std::fmax(best, per_cost(choice_weight(margin, beta(j, c)), j, c)); });
     return best;
   }
 

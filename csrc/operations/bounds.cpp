@@ -25,6 +25,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kSmallest = std::numeric_limits<double>::min();
 
+}  // namespace
+
 double frobenius(const double* a, int64_t count) {
   double largest = 0, sum = 0;
   for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(a[k]));
@@ -33,13 +35,9 @@ double frobenius(const double* a, int64_t count) {
   return largest * std::sqrt(sum);
 }
 
-}  // namespace
-
-double rounding_of_leverage(const double* matrix, const double* inverse_factor, int64_t d) {
-  const double w = frobenius(inverse_factor, d * d);
-  const double kappa = frobenius(matrix, d * d) * w * w;
-  const double eps = 8 * static_cast<double>(d) * std::ldexp(1.0, -53) * kappa;
-  return eps < 1e-6 ? eps : 1e-6;
+double rounding_of_leverage(double condition, int64_t d) {
+  const double relative = 8 * static_cast<double>(d) * std::ldexp(1.0, -53) * condition;
+  return relative < 1e-6 ? relative : 1e-6;
 }
 
 // ---- single precision ---------------------------------------------------------------------------------------
@@ -122,7 +120,8 @@ class Envelope {
     if (p.candidate_offsets || p.cost || p.categories > 256) return;
     for (int32_t c = 0; c < p.categories; ++c) {
       double top = 0;
-      for (int64_t j = 0; j < p.m; ++j) top = std::max(top, p.rationality[j * p.categories + c]);
+      for (int64_t at = c; at < p.m * p.categories; at += p.categories)
+        if (p.available[at]) top = std::max(top, p.rationality[at]);
       top_.push_back(top);
       for (int64_t s = 0; s <= kSteps; ++s) {
         const double t = s == 0 ? 0 : edge(s);

@@ -9,13 +9,19 @@
 
 namespace dal {
 
-// How far float64 quantities derived from M and its factor can be off, relative to the leverage at the start.
+// The Frobenius norm, without overflow on the way.
+double frobenius(const double* a, int64_t count);
+
+// How far float64 quantities derived from M and its factor can be off, relative to the leverage at the start, when
+// `condition` bounds the condition number of M (|M|_F |W|_F^2 does, W the inverse factor at the start, because M only
+// grows from there).
 //
-// kappa = |M|_F |W|_F^2 bounds the condition number. Triangular solves and products with the inverse factor W, and the
-// rotations that update it, are backward stable: each result is exact for a matrix within c d eps |M| of M, which moves
-// h by at most c d eps kappa relatively; so does one Sherman-Morrison term, because a_s h_s < 1. Past 1e-6 (kappa d
-// beyond 1e9) the float64 oracle itself does not determine the order more finely, and the window stays there.
-double rounding_of_leverage(const double* matrix, const double* inverse_factor, int64_t d);
+// Triangular solves and products with W, and the rotations that update the factor, are backward stable: each result is
+// exact for a matrix within c d eps |M| of M, which moves h by at most c d eps condition relatively; so does one
+// Sherman-Morrison term, because a_s h_s < 1. Past 1e-6 (condition times d beyond 1e9) the window stays there: float64
+// arithmetic, the oracle's included, no longer determines the order that finely, and what is promised is the order of
+// Design::leverage among the rows within that window.
+double rounding_of_leverage(double condition, int64_t d);
 
 // Conversations as single-precision rows with what the bounds need of them.
 class SinglePass {

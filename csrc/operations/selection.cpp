@@ -84,7 +84,9 @@ class Engine {
         k_(kernels()),
         admissible_(p),
         design_(k_, p.matrix, p.factor, p.pool.d, p.size),
-        rounding_(rounding_of_leverage(p.matrix, p.inverse_factor, p.pool.d)),
+        matrix_norm_(frobenius(p.matrix, p.pool.d * p.pool.d)),
+        inverse_norm_(frobenius(p.inverse_factor, p.pool.d * p.pool.d)),
+        rounding_(rounding_of_leverage(matrix_norm_ * inverse_norm_ * inverse_norm_, p.pool.d)),
         single_(p, rounding_),
         slot_(static_cast<size_t>(p.pool.n), -1),
         scratch_(static_cast<size_t>(3 * p.pool.d)) {
@@ -297,7 +299,10 @@ class Engine {
         if (e.conversation != i || again) heap_.push({upper_objective(touched(e.conversation)), e.conversation});
     }
     gather(k_, p_.pool, i, scratch_.data(), scratch_.data() + p_.pool.d);
-    design_.add(scratch_.data(), best.weight, call_);
+    const double* x = scratch_.data();
+    design_.add(x, best.weight, call_);
+    matrix_norm_ += best.weight * portable_dot(x, x, p_.pool.d);
+    rounding_ = rounding_of_leverage(matrix_norm_ * inverse_norm_ * inverse_norm_, p_.pool.d);
   }
 
   // ---- lazy -------------------------------------------------------------------------------------------------
@@ -345,12 +350,15 @@ class Engine {
     if (best_ < 0) return true;
     // A bound of zero means a value of exactly zero: only a smaller conversation could still win the tie.
     if (e.bound == 0 && best_ == 0) return e.conversation < evaluated_.front().conversation;
-    return e.bound >= floor();
+    return reaches_floor(e.bound);
   }
+
+  // A bound holds for the true leverage; the final routine may come out above that by its own rounding.
+  bool reaches_floor(double bound) const { return bound * (1 + rounding_) >= floor(); }
 
   void fill_heap() {
     while (outside_largest_ >= 0 && (heap_.empty() || outside_largest_ >= heap_.top().bound) &&
-           (best_ < 0 || outside_largest_ >= floor()))
+           (best_ < 0 || reaches_floor(outside_largest_)))
       extend_heap();
   }
 
@@ -474,12 +482,12 @@ class Engine {
     for (double value : largest_) result_.best_possible += value;
     // With costs: at equal spend no batch gains more than (cost of the batch) max w h / c.
     if (p_.cost) result_.best_possible *= spent_;
-    const double upward = 1 + 1e-12 + 2 * rounding_;
-    result_.best_possible *= upward;
+    // In float64 at the final M, like the batch's own total.
+    result_.best_possible *= 1 + 1e-12;
   }
 
   bool reaches(double bound) const {
-    return static_cast<int64_t>(largest_.size()) < wanted_ || bound > largest_.front();
+    return static_cast<int64_t>(largest_.size()) < wanted_ || bound * (1 + rounding_) > largest_.front();
   }
 
   // Keeps the `wanted_` largest exact values in a heap, the smallest of them in front.
@@ -552,6 +560,7 @@ class Engine {
   const KernelTable& k_;
   Admissible admissible_;
   Design design_;
+  double matrix_norm_, inverse_norm_;  // |M| grows with the batch, |M^-1| does not
   double rounding_;
   SinglePass single_;
 
