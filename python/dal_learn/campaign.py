@@ -511,7 +511,11 @@ class Study:
         return design.Picks(conversation, teacher, gain)
 
     def collect(self) -> int:
-        """Ask the teachers for what is open and record what they say; returns how many are left open."""
+        """Ask the teachers for what is open and record what they say; returns how many are left open.
+
+        A question that a teacher declined is withdrawn: it counts neither in M nor in the budget.
+        """
+        declines = getattr(self.teachers, "declined", None)
         for number in np.unique(self.issued.round).tolist():
             rows = self.issued.round == number
             conversation, teacher = self.issued.conversation[rows], self.issued.teacher[rows]
@@ -519,12 +523,16 @@ class Study:
             if all(pair in self.answers or pair in self.withdrawn for pair in pairs):
                 continue
             label = np.asarray(self.teachers.ask(conversation, teacher, number + 1), np.float64)
-            new = [
-                (i, j, y)
-                for (i, j), y in zip(pairs, label.tolist(), strict=True)
-                if not np.isnan(y) and (i, j) not in self.answers and (i, j) not in self.withdrawn
+            skipped = (
+                np.zeros(len(pairs)) if declines is None else declines(conversation, teacher, number + 1)
+            )
+            rest = [
+                (i, j, y, gone)
+                for (i, j), y, gone in zip(pairs, label.tolist(), skipped.tolist(), strict=True)
+                if (i, j) not in self.answers and (i, j) not in self.withdrawn
             ]
-            self.ledger.answer(self.cell, new)
+            new = [(i, j, y) for i, j, y, _ in rest if not np.isnan(y)]
+            self.ledger.answer(self.cell, new, [(i, j) for i, j, y, gone in rest if gone and np.isnan(y)])
         self._read()
         return self.waiting
 

@@ -28,7 +28,7 @@ from .campaign import UNLIMITED, Campaign, Design
 from .comparison import BASELINES, AnswersAwaited, Comparison, People, Problem
 from .conversations import Conversations
 from .design import METHODS
-from .encoders import get_encoder
+from .encoders import HuggingFaceEncoder, get_encoder
 from .reward import RewardModel
 from .teachers import Votes
 
@@ -202,7 +202,9 @@ def _load(folder: Path | None, given: Mapping[str, Any]) -> _Input:
             )
     stem = folder.resolve() if folder is not None else given["pairs_file"] or given["completions_file"]
     names = _teacher_names(given.get("teachers")) or tuple(str(row["teacher"]) for row in read.teachers)
-    print_of = None if encoder is None else f"{encoder.fingerprint}/{given['encoded_text']}"
+    in_folder = isinstance(encoder, HuggingFaceEncoder) and Path(encoder.name).is_dir()  # it may be moved
+    label = None if encoder is None else "folder" if in_folder else encoder.name
+    print_of = None if encoder is None else f"{label}/{encoder.fingerprint}/{given['encoded_text']}"
     return _Input(stem.name.split(".")[0], read.conversations, read.votes, names, print_of)
 
 
@@ -516,7 +518,7 @@ def _await(waiting: AnswersAwaited, as_json: bool) -> None:
     click.echo(
         f"Round {waiting.round}: {waiting.open} of {waiting.asked} questions wait for an answer, "
         f"in {waiting.folder}.\n"
-        f"Put answers (conversation, teacher, answer: left, right or tie) into {file}\n"
+        f"Put answers (conversation, teacher, answer: left, right, tie or skip) into {file}\n"
         "or the same name with .csv, and run the same command again; with --give-up-open it goes on "
         "without what is open."
     )

@@ -8,11 +8,13 @@ cache on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,7 +81,8 @@ def get_encoder(name: str | os.PathLike[str], **options: Any) -> Encoder:
     ----------
     name : str or path
         "hashing" (or "hashing:512" for another dimension), "offline", the name of a model on the Hugging Face
-        hub, or a local folder that holds one.
+        hub (OWNER/NAME; one without an owner only where the local cache has it), or a local folder that holds
+        one.
     **options
         For the encoder: see `HashingEncoder`, `OfflineEncoder`, `HuggingFaceEncoder`.
 
@@ -458,16 +461,23 @@ class HuggingFaceEncoder:
     ) -> None:
         self.pooling = _validate.one_of(pooling, "pooling", ("last", "mean"))
         self.batch_tokens = _validate.whole(batch_tokens, "batch_tokens", 1)
+        self.name = os.fspath(model)
+        bare = "/" not in self.name and not Path(self.name).is_dir()  # a slip of the pen, more often than not
+        if bare and not _in_hub_cache(self.name, revision):
+            raise ValueError(
+                f"encoder is {self.name!r}; expected 'hashing', 'offline', a local folder or a "
+                "Hugging Face model named OWNER/NAME"
+            )
         self._torch = _validate.require("torch", "hf", "a Hugging Face encoder")
         transformers = _validate.require("transformers", "hf", "a Hugging Face encoder")
-        self.name = os.fspath(model)
         if local_files_only is None:
             offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-            local_files_only = offline or Path(self.name).is_dir()
+            local_files_only = offline or bare or Path(self.name).is_dir()
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **source)
-            network = transformers.AutoModel.from_pretrained(self.name, use_safetensors=True, **source)
+            with _quietly(transformers):
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **source)
+                network = transformers.AutoModel.from_pretrained(self.name, use_safetensors=True, **source)
         except Exception as error:  # OSError, ValueError, hub and network errors of many classes
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"encoder {self.name!r} cannot be loaded: {reason}") from error
@@ -548,3 +558,31 @@ class HuggingFaceEncoder:
         else:
             pooled = (hidden * mask[:, :, None]).sum(dim=1) / count[:, None]
         return np.asarray(pooled.cpu().numpy(), np.float32)
+
+
+def _in_hub_cache(name: str, revision: str | None) -> bool:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except (ImportError, ValueError):  # nothing to load it with, or not a name that the hub knows
+        return False
+
+
+@contextlib.contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without the libraries' own log lines and progress bars: what goes wrong is said once, by us."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    if shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()

@@ -38,7 +38,8 @@ Integers = NDArray[np.int64]
 
 _BLOCK_ROWS = 4096
 _SIDES = {"left": 0.0, "right": 1.0, "tie": 0.5}
-_NO_ANSWER = frozenset({"", "skip", "skipped", "discard", "discarded", "cancelled", "canceled", "draft"})
+_DECLINED = frozenset({"skip", "skipped", "discard", "discarded", "cancelled", "canceled"})
+_STILL_OPEN = frozenset({"", "draft", "pending"})
 _PROBLEMS_SHOWN = 5
 
 
@@ -599,10 +600,10 @@ class HumanTeachers:
 
     ``ask`` writes ``round-0001.jsonl``, one question a line (conversation, teacher, prompt, left, right), and
     reads every ``round-0001.answers*.jsonl`` or ``.csv`` that lies beside it: rows of ``conversation``,
-    ``teacher``, ``answer`` with answer ``left``, ``right`` or ``tie``; ``skip``, ``discarded`` or nothing is
-    no answer. Other fields are ignored. Which completion stands on the left is tossed per (conversation,
-    teacher), noted in ``.sides/round-0001.jsonl`` (not for the teachers' eyes), and undone on reading. An
-    answer may come late, in a later round's file too.
+    ``teacher``, ``answer`` with answer ``left``, ``right`` or ``tie``; ``skip`` or ``discarded`` declines the
+    question, nothing leaves it open. Other fields are ignored. Which completion stands on the left is tossed
+    per (conversation, teacher), noted in ``.sides/round-0001.jsonl`` (not for the teachers' eyes), and undone
+    on reading. An answer may come late, in a later round's file too.
 
     Parameters
     ----------
@@ -736,6 +737,33 @@ class HumanTeachers:
         AnswerError
             As in `ask`; the message lists the first few problems with file and line.
         """
+        return self._read()[0]
+
+    def declined(self, conversation: ArrayLike, teacher: ArrayLike, round: int = 1) -> NDArray[np.bool_]:
+        """Which questions of a round were skipped, and answered in no file.
+
+        Parameters
+        ----------
+        conversation, teacher : array_like of int, (B,)
+        round : int
+
+        Returns
+        -------
+        ndarray of bool, (B,)
+
+        Raises
+        ------
+        AnswerError
+            As in `ask`.
+        """
+        i, j = _asked(conversation, teacher, round, self.conversations.n, len(self._names))
+        gone = self._read()[1]
+        return np.array(
+            [(round, a, b) in gone for a, b in zip(i.tolist(), j.tolist(), strict=True)], np.bool_
+        )
+
+    def _read(self) -> tuple[dict[tuple[int, int, int], float], set[tuple[int, int, int]]]:
+        """Answers, and the questions that were declined and not answered, from every file."""
         issued = {number: self._issued(number) for number in self.rounds()}
         swapped = {
             (number, i, j): flag
@@ -746,35 +774,37 @@ class HumanTeachers:
         for number, i, j in swapped:
             rounds_of.setdefault((i, j), []).append(number)
         answers: dict[tuple[int, int, int], tuple[str, str]] = {}
+        declined: set[tuple[int, int, int]] = set()
         problems: list[str] = []
         for number in issued:
             for where, row in self._answer_rows(number):
                 try:
-                    self._take(number, where, row, rounds_of, answers)
+                    self._take(number, where, row, rounds_of, answers, declined)
                 except AnswerError as error:
                     problems.append(f"{where}: {error}")
         if problems:
             more = len(problems) - _PROBLEMS_SHOWN
             tail = f"; and {more} more" if more > 0 else ""
             raise AnswerError("; ".join(problems[:_PROBLEMS_SHOWN]) + tail)
-        return {
+        labels = {
             key: abs(_SIDES[answer] - 1.0) if swapped[key] else _SIDES[answer]
             for key, (answer, _) in answers.items()
         }
+        return labels, declined - set(labels)
 
     def pending(self) -> list[tuple[int, str, str]]:
-        """Questions issued and not answered: (round, conversation, teacher), by name.
+        """Questions issued, not answered and not declined: (round, conversation, teacher), by name.
 
         Returns
         -------
         list of tuple
         """
-        answers = self.collect()
+        answers, declined = self._read()
         return [
             (number, self.conversations.ids[i], self._names[j])
             for number in self.rounds()
             for i, j in zip(*self._pairs_of(number), strict=True)
-            if (number, i, j) not in answers
+            if (number, i, j) not in answers and (number, i, j) not in declined
         ]
 
     # ---------------------------------------------------------------------------------------------- files
@@ -844,6 +874,7 @@ class HumanTeachers:
         row: dict[str, Any],
         rounds_of: dict[tuple[int, int], list[int]],
         answers: dict[tuple[int, int, int], tuple[str, str]],
+        declined: set[tuple[int, int, int]],
     ) -> None:
         """Enter one answer, or say why it does not fit."""
         conversation, teacher = _text(row.get("conversation")), _text(row.get("teacher"))
@@ -860,6 +891,9 @@ class HumanTeachers:
             return
         # A late answer belongs to the latest round that had asked; another, different one contradicts it.
         key = (earlier[-1], i, j)
+        if answer in _DECLINED:
+            declined.add(key)
+            return
         before = answers.setdefault(key, (answer, where))
         if before[0] != answer:
             raise AnswerError(
@@ -876,13 +910,13 @@ def _text(value: object) -> str:
 
 
 def _answer(value: object) -> str | None:
-    """``left``, ``right`` or ``tie``; None for no answer."""
+    """``left``, ``right``, ``tie`` or a word that declines; None for no answer."""
     if value is None:
         return None
     if isinstance(value, str):
         word = value.strip().lower()
-        if word in _SIDES:
+        if word in _SIDES or word in _DECLINED:
             return word
-        if word in _NO_ANSWER:
+        if word in _STILL_OPEN:
             return None
     raise AnswerError(f"answer {value!r} is unknown, expected left, right, tie or skip")

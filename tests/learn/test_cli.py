@@ -461,7 +461,7 @@ def test_fit_then_policy(tmp_path):
     assert len(rows) == 16 and all(0 <= row["choice"] < 3 for row in rows)
     assert "exists; use --force" in refused("policy", data, "--reward", reward, "--out", out)
     wrong = refused("policy", data, "--encoder", "hashing:4", "--reward", reward, "--out", tmp_path / "p")
-    assert "made with encoder" in wrong
+    assert "made with encoder" in wrong and "expected 'hashing:4/" in wrong
     np.save(tmp_path / "wide.npy", np.zeros((2, 7)))
     np.save(tmp_path / "wide.offsets.npy", np.array([0, 2]))
     many = ["--completions", tmp_path / "wide.npy", "--reward", reward, "--out", tmp_path / "p"]

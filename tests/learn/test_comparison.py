@@ -315,6 +315,36 @@ def test_open_questions_can_be_given_up(tmp_path):
     assert comparison.compare(problem, chosen, out)["methods"]["dual"]["labels"] == [8]
 
 
+def test_a_question_that_is_skipped_is_given_up(tmp_path):
+    exchange, out = tmp_path / "questions", tmp_path / "out"
+    problem = Problem("people", make_conversations(), people=People(exchange, ("anna", "ben")))
+    chosen = settings(("dual",), seeds=1, budget=8)
+    with pytest.raises(AnswersAwaited):
+        comparison.compare(problem, chosen, out)
+    rows = answers_of(exchange, 1)
+    path = exchange / "round-0001.answers.jsonl"
+    for row, word in zip(rows, ["left"] * 4 + ["skip", "Discarded", "", "draft"], strict=True):
+        row["answer"] = word
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AnswersAwaited) as waiting:  # what is empty or a draft stays open
+        comparison.compare(problem, chosen, out)
+    assert (waiting.value.round, waiting.value.open, waiting.value.asked) == (1, 2, 8)
+    rows[6]["answer"] = rows[7]["answer"] = "tie"
+    rows[4]["answer"] = "right"  # too late: it was given up
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AnswersAwaited) as waiting:  # two others take the place of the two
+        comparison.compare(problem, chosen, out)
+    assert (waiting.value.round, waiting.value.open, waiting.value.asked) == (2, 2, 10)
+    answers_of(exchange, 2, "skip")  # a whole round may be declined
+    with pytest.raises(AnswersAwaited) as waiting:
+        comparison.compare(problem, chosen, out)
+    assert (waiting.value.round, waiting.value.open, waiting.value.asked) == (3, 2, 12)
+    answers_of(exchange, 3)
+    assert comparison.compare(problem, chosen, out)["methods"]["dual"]["labels"] == [8]
+    with Ledger(out / "campaign.sqlite") as ledger:
+        assert len(ledger.withdrawn("dual/0")) == 4
+
+
 def test_answers_not_read_yet_are_taken_before_questions_are_given_up(tmp_path):
     exchange, out = tmp_path / "questions", tmp_path / "out"
     problem = Problem("people", make_conversations(), people=People(exchange, ("anna", "ben")))

@@ -51,6 +51,12 @@ def test_encoders_by_name():
         ("hashing", {"dimension": 2**30}, "expected at most"),
         ("hashing", {"colour": "red"}, "does not take these options"),
         ("hashing", {"seed": -1}, "seed is -1"),
+        (
+            "nope",
+            {},
+            "encoder is 'nope'; expected 'hashing', 'offline', a local folder or a Hugging Face model",
+        ),
+        ("ofline:3", {}, "model named OWNER/NAME"),
     ],
 )
 def test_wrong_names_and_options(name, options, words):
@@ -358,6 +364,35 @@ def test_models_that_cannot_be_loaded_are_refused_in_one_line(tiny_model, tmp_pa
         get_encoder("no-such-owner/no-such-model", local_files_only=True)
     with pytest.raises(ValueError, match="pooling is 'first'"):
         get_encoder(tiny_model, pooling="first")
+
+
+def test_a_bare_name_comes_from_the_local_cache_only(tiny_model, tmp_path, monkeypatch):
+    import shutil
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        get_encoder("tiny")
+    commit = "0" * 40
+    shutil.copytree(tiny_model, tmp_path / "models--tiny" / "snapshots" / commit)
+    (tmp_path / "models--tiny" / "refs").mkdir()
+    (tmp_path / "models--tiny" / "refs" / "main").write_text(commit)
+    assert get_encoder("tiny").encode(["yes"]).tolist() == get_encoder(tiny_model).encode(["yes"]).tolist()
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        get_encoder("tiny", revision="other")
+
+
+def test_loading_is_silent_and_leaves_the_settings_of_others(tiny_model, capfd):
+    import logging
+
+    from transformers.utils import logging as bars
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    before = [logger.level for logger in loggers], bars.is_progress_bar_enabled()
+    get_encoder(tiny_model)
+    assert capfd.readouterr() == ("", "")
+    assert ([logger.level for logger in loggers], bars.is_progress_bar_enabled()) == before
 
 
 def test_weights_in_pickle_files_are_refused(tiny_model, tmp_path):

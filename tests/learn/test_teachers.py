@@ -325,11 +325,13 @@ def test_words_and_csv_and_partial_batches(tmp_path):
     assert labels[0] == float(sides[0]) and labels[1] == 0.5 and labels[2] == float(not sides[2])
     assert np.isnan(labels[3:]).all()
     assert t.pending() == [(1, "3", "bert"), (1, "4", "bert")]
-    # Another person's file is added to it; skipping is no answer, and an answer later on counts.
+    # Another person's file is added to it; who skips declines, and an answer later on counts.
     answer(tmp_path, [row(3, "bert", "skip"), row("4", "bert", "left")], "round-0001.answers-bert.jsonl")
     assert np.isnan(t.ask(i, j, 1)[3]) and t.ask(i, j, 1)[4] == float(sides[4])
+    assert t.declined(i, j, 1).tolist() == [False, False, False, True, False] and t.pending() == []
     answer(tmp_path, [row("3", "bert", "left")], "round-0001.answers-later.jsonl")
     assert not np.isnan(t.ask(i, j, 1)).any() and t.pending() == []
+    assert not t.declined(i, j, 1).any()
 
 
 def test_the_same_answer_twice_is_one_and_extra_fields_are_ignored(tmp_path):
