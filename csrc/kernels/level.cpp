@@ -16,6 +16,7 @@ const KernelTable table = {
     margin,
     update_leverage,
     downdated,
+    downdated_rows,
     plain_dot,
     subtract_scaled,
     rotate,

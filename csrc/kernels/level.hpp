@@ -20,6 +20,8 @@ void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, co
 double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
                  double h);
 
+void downdated_rows(const double* rows, int64_t n, int64_t d, const double* directions, const double* coefficients,
+                    int64_t count, double* h);
 double plain_dot(const double* x, const double* y, int64_t d);
 void subtract_scaled(const double* x, double scale, int64_t count, double* z);
 void rotate(double c, double s, int64_t count, double* x, double* y);

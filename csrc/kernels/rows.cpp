@@ -69,6 +69,9 @@ void margin_typed(const S* rows, int64_t n, int64_t d, const double* reward, dou
   }
 }
 
+// h - a c^2, in the order that overflows last
+inline double after_update(double h, double coefficient, double c) { return h - (coefficient * c) * c; }
+
 }  // namespace
 
 void to_double(const void* from, Storage storage, int64_t count, double* to) {
@@ -95,7 +98,7 @@ void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, co
   visit(rows, storage, [&](auto* p) {
     for (int64_t i = 0; i < n; ++i) {
       const double c = dot(p + i * d, direction, d);
-      const double h = leverage[i] - (coefficient * c) * c;
+      const double h = after_update(leverage[i], coefficient, c);
       leverage[i] = h > 0 ? h : 0;
     }
   });
@@ -105,11 +108,37 @@ double plain_dot(const double* x, const double* y, int64_t d) { return dot(x, y,
 
 double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,
                  double h) {
-  for (int64_t s = 0; s < count; ++s) {
-    const double c = dot(x, directions + s * d, d);
-    h -= (coefficients[s] * c) * c;
-  }
+  for (int64_t s = 0; s < count; ++s) h = after_update(h, coefficients[s], dot(x, directions + s * d, d));
   return h > 0 ? h : 0;
+}
+
+// Four rows at a time, so that a direction is read from the cache once for all four.
+void downdated_rows(const double* rows, int64_t n, int64_t d, const double* directions, const double* coefficients,
+                    int64_t count, double* h) {
+  constexpr int L = kLanes<double>;
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const double* x = rows + i * d;
+    for (int64_t s = 0; s < count; ++s) {
+      const double* v = directions + s * d;
+      Full<double> sum[4][2] = {};
+      int64_t k = 0;
+      for (; k + 2 * L <= d; k += 2 * L) {
+        const Full<double> v0 = load_raw<Full<double>>(v + k), v1 = load_raw<Full<double>>(v + k + L);
+        for (int r = 0; r < 4; ++r) {
+          sum[r][0] += load_raw<Full<double>>(x + r * d + k) * v0;
+          sum[r][1] += load_raw<Full<double>>(x + r * d + k + L) * v1;
+        }
+      }
+      for (int r = 0; r < 4; ++r) {
+        double c = sum_lanes(sum[r][0] + sum[r][1]);
+        for (int64_t q = k; q < d; ++q) c += x[r * d + q] * v[q];
+        h[i + r] = after_update(h[i + r], coefficients[s], c);
+      }
+    }
+    for (int r = 0; r < 4; ++r) h[i + r] = h[i + r] > 0 ? h[i + r] : 0;
+  }
+  for (; i < n; ++i) h[i] = downdated(rows + i * d, d, directions, coefficients, count, h[i]);
 }
 
 }  // namespace DAL_LEVEL

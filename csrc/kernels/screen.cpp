@@ -25,20 +25,17 @@ inline float square_norm(const float* x, int64_t d) {
   return total;
 }
 
+// One panel for the rows of one tile.
 template <int Vectors>
-void panel(const float* rows, int64_t n, int64_t d, const float* packed, const float* coefficient, int64_t at,
-           double* combined, double* margin) {
-  for (int64_t i0 = 0; i0 < n; i0 += kTileRows) {
-    const float* left[kTileRows];
-    const int count = tile_rows_of(rows, i0, n, d, left);
-    Tile<float, Vectors> p;
-    multiply_tile<Vectors>(left, 1, packed, d, p);
-    for (int r = 0; r < count; ++r) {
-      Full<float> sum = {};
-      for (int v = 0; v < Vectors; ++v) sum += p[r][v] * p[r][v] * load_raw<Full<float>>(coefficient + v * L);
-      combined[i0 + r] += sum_lanes(sum);
-      if (at >= 0 && at < Vectors * L) margin[i0 + r] = p[r][at / L][at % L];
-    }
+void panel(const float* const (&left)[kTileRows], int count, int64_t d, const float* packed, const float* coefficient,
+           int64_t at, double* combined, double* margin) {
+  Tile<float, Vectors> p;
+  multiply_tile<Vectors>(left, 1, packed, d, p);
+  for (int r = 0; r < count; ++r) {
+    Full<float> sum = {};
+    for (int v = 0; v < Vectors; ++v) sum += p[r][v] * p[r][v] * load_raw<Full<float>>(coefficient + v * L);
+    combined[r] += sum_lanes(sum);
+    if (at >= 0 && at < Vectors * L) margin[r] = p[r][at / L][at % L];
   }
 }
 
@@ -57,19 +54,25 @@ void pack_directions(const float* directions, int64_t columns, int64_t d, float*
 
 void screen(const float* rows, int64_t n, int64_t d, const float* packed, int64_t columns, const float* coefficient,
             int64_t margin_column, double* combined, double* margin, double* square) {
-  for (int64_t i = 0; i < n; ++i) {
-    combined[i] = 0;
-    square[i] = square_norm(rows + i * d, d);
-  }
-  for (int64_t c0 = 0; c0 < columns;) {
-    const int64_t width = columns - c0 >= 2 * L ? 2 * L : L;
-    if (width == 2 * L) {
-      panel<2>(rows, n, d, packed, coefficient + c0, margin_column - c0, combined, margin);
-    } else {
-      panel<1>(rows, n, d, packed, coefficient + c0, margin_column - c0, combined, margin);
+  // Tile by tile, so that rows are in the first cache for their norm and for every panel.
+  for (int64_t i0 = 0; i0 < n; i0 += kTileRows) {
+    const float* left[kTileRows];
+    const int count = tile_rows_of(rows, i0, n, d, left);
+    for (int r = 0; r < count; ++r) {
+      combined[i0 + r] = 0;
+      square[i0 + r] = square_norm(left[r], d);
     }
-    packed += width * d;
-    c0 += width;
+    const float* directions = packed;
+    for (int64_t c0 = 0; c0 < columns;) {
+      const bool whole = columns - c0 >= 2 * L;
+      if (whole) {
+        panel<2>(left, count, d, directions, coefficient + c0, margin_column - c0, combined + i0, margin + i0);
+      } else {
+        panel<1>(left, count, d, directions, coefficient + c0, margin_column - c0, combined + i0, margin + i0);
+      }
+      directions += (whole ? 2 : 1) * L * d;
+      c0 += (whole ? 2 : 1) * L;
+    }
   }
 }
 

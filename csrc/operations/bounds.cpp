@@ -201,6 +201,11 @@ class FirstLook {
     return static_cast<double>(f) >= h ? f : std::nextafterf(f, std::numeric_limits<float>::infinity());
   }
 
+  // What an earlier round says of a leverage at this M.
+  double known(int64_t i) const {
+    return static_cast<double>(p_.known_leverage[i]) * p_.known_scale * (1 + rounding_) * (1 + 1e-12);
+  }
+
   // Upper bounds of the leverages and lower bounds of |u|, the latter in space.margin; row q is conversation index(q).
   template <class Index>
   void look(const Route& route, const Block& block, Index index, int64_t count, SinglePass::Space& space,
@@ -208,12 +213,12 @@ class FirstLook {
     double *margin = space.margin.data(), *square = space.square.data();
     if (route.screen) {
       route.screen->bounds(single_.rows(block, count, space), count, h, margin, square);
+      for (int64_t q = 0; p_.known_leverage && q < count; ++q) h[q] = std::min(h[q], known(index(q)));
       return;
     }
     k_.margin(block.rows, block.storage, count, p_.pool.d, p_.reward, margin, square);
     if (route.name == "warm") {
-      for (int64_t q = 0; q < count; ++q)
-        h[q] = static_cast<double>(p_.known_leverage[index(q)]) * p_.known_scale * (1 + rounding_) * (1 + 1e-12);
+      for (int64_t q = 0; q < count; ++q) h[q] = known(index(q));
     } else {
       single_.leverages(single_.rows(block, count, space), count, square, space, h);
     }

@@ -208,9 +208,14 @@ class Engine {
         std::vector<double> z(static_cast<size_t>(d));
         h[q] = design_.leverage_at_start(x + q * d, z.data());
       }
-      t.start = t.leverage = h[q];
+      t.start = h[q];
       if (p_.leverage_out) lower(p_.leverage_out[fresh[q]], h[q] * (1 + rounding_));
-      downdate(t, x + q * d);
+    }
+    const int64_t now = design_.additions();
+    if (now > 0) k_.downdated_rows(x, many, d, design_.direction(0), design_.coefficient(0), now, h);
+    for (int64_t q = 0; q < many; ++q) {
+      touched(fresh[q]).leverage = h[q];
+      touched(fresh[q]).additions = now;
     }
   }
 

@@ -116,16 +116,11 @@ def bradley_terry_loss(
 
 #: Screening can pay from so many conversations a feature on: an eigensolve is not free.
 _SCREEN_FROM = 40
-#: Bounds of the last batch are used without a look at the spectrum as long as they have grown by no more
-#: than this.
-_STILL_TIGHT = 1.25
 
 
 def _spectrum(problem: SelectionProblem) -> tuple[Floats | None, Floats | None]:
     """Eigenvalues of M, ascending, and eigenvectors by row, where screening the pool with them can pay."""
     if problem.method == "dense" or len(problem.pool) < _SCREEN_FROM * problem.pool.d:
-        return None, None
-    if problem.known_leverage is not None and problem.known_scale < _STILL_TIGHT:
         return None, None
     with single_threaded_blas():
         values, vectors, failed = lapack.dsyevd(problem.matrix)

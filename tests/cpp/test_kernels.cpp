@@ -195,6 +195,29 @@ void row_passes() {
     }
 }
 
+void downdates() {
+  current = "downdated";
+  for (int64_t d : kSizes)
+    for (int64_t n : {1, 3, 4, 5, 9}) {
+      const int64_t count = below(5);
+      const std::vector<double> x = normals(n * d), v = normals(count * d);
+      std::vector<double> a = normals(count), h(static_cast<size_t>(n), 1e4);
+      for (double& value : a) value = std::fabs(value);
+      kernels().downdated_rows(x.data(), n, d, v.data(), a.data(), count, h.data());
+      for (int64_t i = 0; i < n; ++i) {
+        double expected = 1e4;
+        for (int64_t s = 0; s < count; ++s) {
+          double c = 0;
+          for (int64_t k = 0; k < d; ++k) c += x[static_cast<size_t>(i * d + k)] * v[static_cast<size_t>(s * d + k)];
+          expected -= a[static_cast<size_t>(s)] * c * c;
+        }
+        const double one = kernels().downdated(x.data() + i * d, d, v.data(), a.data(), count, 1e4);
+        check(close(h[static_cast<size_t>(i)], std::max(expected, 0.0), 1e-10) && close(one, h[static_cast<size_t>(i)], 1e-10),
+              "rows at once, d = " + std::to_string(d));
+      }
+    }
+}
+
 void exact_steps() {
   current = "exact";
   for (int64_t n = 0; n <= 70; ++n) {
@@ -520,6 +543,7 @@ int main() {
   std::printf("level %s\n", kernels().name);
   conversions();
   row_passes();
+  downdates();
   exact_steps();
   whitening();
   screening();
