@@ -18,6 +18,7 @@
 #include <cmath>
 #include <limits>
 
+#include "operations/bounds.hpp"
 #include "operations/levels.hpp"
 
 namespace dal {
@@ -27,14 +28,6 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const double kUnit = std::ldexp(1.0, -24);
 
 double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
-
-double euclidean(const double* x, int64_t d) {
-  double largest = 0, sum = 0;
-  for (int64_t k = 0; k < d; ++k) largest = std::max(largest, std::fabs(x[k]));
-  if (largest == 0) return 0;
-  for (int64_t k = 0; k < d; ++k) sum += (x[k] / largest) * (x[k] / largest);
-  return largest * std::sqrt(sum);
-}
 
 // How many of `total` directions to take from the low end: the split with the smallest expected bound when a row's
 // energy along k is in proportion to lambda_k - lambda_min.
@@ -81,7 +74,7 @@ Screen::Screen(const SelectionProblem& p, int64_t directions, double rounding)
   if (!(largest_ < kInfinity)) return;
   for (int64_t c = 0; c < directions && largest_ > 0; ++c)
     coefficient_[static_cast<size_t>(c)] = static_cast<float>(coefficient[static_cast<size_t>(c)] / largest_);
-  reward_norm_ = euclidean(p.reward, d_);
+  reward_norm_ = frobenius(p.reward, d_);
   for (int64_t j = 0; j < d_ && reward_norm_ > 0; ++j)
     v[static_cast<size_t>(directions * d_ + j)] = static_cast<float>(p.reward[j] / reward_norm_);
   packed_.resize(v.size());

@@ -405,14 +405,12 @@ class Engine {
     for (size_t i = 0; i < n; ++i) check_finite(static_cast<int64_t>(i), start_leverage_[i], margin_[i]);
     leverage_ = start_leverage_;
     result_.rows_streamed += 2 * p_.pool.n;
-    margin_error_ = 0;
-    for (int64_t k = 0; k < p_.pool.d; ++k) margin_error_ += p_.reward[k] * p_.reward[k];
-    margin_error_ = static_cast<double>(p_.pool.d + 2) * std::ldexp(1.0, -52) * std::sqrt(margin_error_) *
-                    std::sqrt(matrix_trace());
+    const double margin_error = static_cast<double>(p_.pool.d + 2) * std::ldexp(1.0, -52) *
+                                frobenius(p_.reward, p_.pool.d) * std::sqrt(matrix_trace());
     for (size_t i = 0; i < n; ++i) {
       // |x| <= sqrt(trace(M) h), so the margin's error is bounded by the leverage alone.
       const double h = raised(start_leverage_[i], start_leverage_[i], 0);
-      const double u = std::fabs(margin_[i]) - margin_error_ * std::sqrt(h) - p_.optimism * std::sqrt(h);
+      const double u = std::fabs(margin_[i]) - margin_error * std::sqrt(h) - p_.optimism * std::sqrt(h);
       margin_[i] = u > 0 ? u : 0;
     }
   }
@@ -581,7 +579,6 @@ class Engine {
   int64_t next_entry_ = 0;
 
   std::vector<double> start_leverage_, leverage_, margin_;  // dense only
-  double margin_error_ = 0;
   int64_t dense_additions_ = 0;
 
   std::vector<Evaluated> evaluated_;

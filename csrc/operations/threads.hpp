@@ -6,9 +6,6 @@
 
 namespace dal {
 
-// Raised when the interrupt hook asks to stop; everything computed so far is dropped by the caller.
-struct Interrupted {};
-
 // Asked now and then, on the calling thread only, whether to go on. Throws what ends the call.
 class Interrupt {
  public:
