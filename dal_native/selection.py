@@ -28,6 +28,7 @@ class SelectionProblem:
     reward: Floats  # (d,)
     rationality: Floats  # (m, C), absolute
     matrix: Floats  # (d, d)
+    factor: Floats  # (d, d), its lower Cholesky factor
     size: int
     available: NDArray[np.uint8]  # (m, C)
     capacity: Integers  # (m,), -1 unlimited
@@ -256,7 +257,7 @@ def _problem(
     beta = np.abs(_validate.rationality(rationality, pool.n_categories))
     m, n_categories = beta.shape
     matrix = as_matrix(M, pool.d)
-    _linalg.cholesky(matrix)  # refuses what is not positive definite, before any pass
+    factor = _linalg.cholesky(matrix)  # refuses what is not positive definite, before any pass
     limit = _capacity(capacity, m)
     open_to = _validate.available(available, m, n_categories)
     open_to[limit == 0] = 0
@@ -270,6 +271,7 @@ def _problem(
         reward=_validate.reward(reward, pool.d),
         rationality=beta,
         matrix=matrix,
+        factor=factor,
         size=_validate.whole(size, "size", 0),
         available=open_to,
         capacity=limit,

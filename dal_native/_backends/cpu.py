@@ -130,7 +130,6 @@ def _spectrum(problem: SelectionProblem) -> tuple[Floats | None, Floats | None]:
 
 
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
-    factor = _linalg.cholesky(problem.matrix)
     spectrum = _spectrum(problem)
     try:
         return _kernels.select_batch(
@@ -138,8 +137,8 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.reward,
             problem.rationality,
             problem.matrix,
-            factor,
-            _linalg.triangular_inverse(factor),
+            problem.factor,
+            _linalg.triangular_inverse(problem.factor),
             *spectrum,
             problem.available,
             problem.capacity,
