@@ -16,6 +16,7 @@
 #include "operations/admissible.hpp"
 #include "operations/bounds.hpp"
 #include "operations/design.hpp"
+#include "operations/first_pass.hpp"
 #include "operations/levels.hpp"
 #include "operations/operations.hpp"
 

@@ -1,0 +1,56 @@
+// The largest weight of each category as a table over |u|.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "operations/admissible.hpp"
+#include "operations/selection.hpp"
+
+namespace dal {
+
+// The largest weight of a category as a step function of |u| from above: weights fall as |u| grows, so the value at the
+// lower edge of a step bounds the step. Steps are equal in the logarithm (128 a doubling) of the largest rationality
+// times |u|, found from the bits of the number.
+class Envelope {
+ public:
+  Envelope(const SelectionProblem& p, const Admissible& admissible) : admissible_(admissible) {
+    if (p.candidate_offsets || p.cost || p.categories > 256) return;
+    for (int32_t c = 0; c < p.categories; ++c) {
+      double top = 0;
+      for (int64_t at = c; at < p.m * p.categories; at += p.categories)
+        if (p.available[at]) top = std::max(top, p.rationality[at]);
+      top_.push_back(top);
+      for (int64_t s = 0; s <= kSteps; ++s) {
+        const double t = s == 0 ? 0 : edge(s);
+        weight_.push_back(admissible.category_bound(c, top > 0 ? t / top : 0) * (1 + 1e-12));
+      }
+    }
+  }
+
+  double operator()(int64_t i, int32_t c, double u) const {
+    if (top_.empty() || !admissible_.open(i)) return admissible_.start_bound(i, c, u);
+    const double t = u * top_[static_cast<size_t>(c)];
+    uint64_t bits;
+    memcpy(&bits, &t, sizeof(bits));
+    const int64_t s = std::clamp<int64_t>(static_cast<int64_t>(bits >> 45) - kFirst, 0, kSteps);
+    return weight_[static_cast<size_t>(c * (kSteps + 1) + s)];
+  }
+
+ private:
+  static constexpr int64_t kFirst = static_cast<int64_t>(1023 - 10) << 7;  // steps from 2^-10
+  static constexpr int64_t kSteps = 22 << 7;                              // to 2^12
+  // Step s holds t whose leading bits are kFirst + s; its lower edge, and a little less for the division by `top`.
+  static double edge(int64_t s) {
+    const uint64_t bits = static_cast<uint64_t>(kFirst + s) << 45;
+    double t;
+    memcpy(&t, &bits, sizeof(t));
+    return t * (1 - 1e-14);
+  }
+  const Admissible& admissible_;
+  std::vector<double> top_, weight_;
+};
+
+}  // namespace dal
