@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dal_native as dn
-from benchmarks.selection import numpy_loop
+from benchmarks.peers.numpy_loop import numpy_loop
 from dal_native.testing import Problem
 
 RUNS = 5

@@ -1,87 +1,205 @@
-"""Exact greedy batches of (conversation, teacher) pairs, beside what a careful NumPy user writes."""
+"""Exact greedy batches of (conversation, teacher) pairs in seconds and in reads of the pool, along every
+axis of the problem: size, batch, labels, teachers, spectrum, storage type, constraints, completions, cold
+and warm. The outside baseline is what a careful NumPy user writes.
+"""
 
 import numpy as np
 
 import dal_native as dn
 from benchmarks import common
+from benchmarks.peers.numpy_loop import numpy_loop
+
+#: One size for the axes other than size; the first is for tests.
+SIZES = [(256, 8), (200_000, 256)]
+BATCH = 64
 
 
-def numpy_loop(p, size):
-    """One product with the whole pool in float32, then one read of it per pick."""
-    x, matrix = p.differences, p.matrix
-    margin = (x @ p.reward.astype(np.float32)).astype(np.float64)
-    weight, teacher = np.zeros(len(x)), np.zeros(len(x), np.int64)
-    for start in range(0, len(x), 4096):
-        part = slice(start, min(start + 4096, len(x)))
-        beta = p.rationality.T[p.category[part]]
-        w = beta**2 / (2 + 2 * np.cosh(np.clip(beta * margin[part, None], -700, 700)))
-        teacher[part] = w.argmax(1)
-        weight[part] = w.max(1)
-    inverse = np.linalg.inv(matrix)
-    half = np.linalg.cholesky(inverse).astype(np.float32)
-    h = np.concatenate([((x[s : s + 4096] @ half) ** 2).sum(1) for s in range(0, len(x), 4096)]).astype(
-        np.float64
-    )
-    picks = []
-    for _ in range(size):
-        i = int(np.argmax(weight * h))
-        v = inverse @ x[i].astype(np.float64)
-        a = weight[i] / (1 + weight[i] * (x[i] @ v))
-        inverse -= a * np.outer(v, v)
-        h -= a * (x @ v.astype(np.float32)).astype(np.float64) ** 2
-        picks.append((i, int(teacher[i])))
-        weight[i] = 0
-    return picks
+class _Selection:
+    """What is measured of every selection: a subclass's setup prepares the problem."""
 
+    timeout = 600
 
-class SelectBatch:
-    params = (common.POOLS, [16, 64], [200, 2_000], ["power_law", "isotropic"])
-    param_names = ("n, d", "batch", "labels", "spectrum")
-    timeout = 300
+    def prepare(self, problem, batch=BATCH, **options):
+        self.problem, self.batch, self.options = problem, batch, options
+        self.arguments = common.arguments(problem)
 
-    def setup(self, size, batch, labels, kind):
-        self.problem = common.problem(*size, kind=kind, labels=labels)
-        self.arguments = common.arguments(self.problem)
+    def select(self, **more):
+        return dn.select_batch(*self.arguments, self.batch, **self.options, **more)
 
-    def time_select(self, size, batch, labels, kind):
-        dn.select_batch(*self.arguments, batch)
+    def time_select(self, *_):
+        self.select()
 
-    def time_one_thread(self, size, batch, labels, kind):
-        dn.select_batch(*self.arguments, batch, threads=1)
+    def peakmem_select(self, *_):
+        self.select()
 
-    def time_numpy_loop(self, size, batch, labels, kind):
-        numpy_loop(self.problem, batch)
+    def track_reads_select(self, *_):
+        return common.reads(self.select, self.arguments[0].rows)
 
-    def peakmem_select(self, size, batch, labels, kind):
-        dn.select_batch(*self.arguments, batch)
+    track_reads_select.unit = "reads of the pool"
 
-    def track_reads(self, size, batch, labels, kind):
-        return common.seconds(lambda: dn.select_batch(*self.arguments, batch)) / common.read_seconds(
-            self.problem.differences
-        )
-
-    track_reads.unit = "reads of the pool"
-
-    def track_rows_rescored(self, size, batch, labels, kind):
-        return dn.select_batch(*self.arguments, batch).counters["rows_rescored"] / size[0]
+    def track_rows_rescored(self, *_):
+        return self.select().counters["rows_rescored"] / len(self.arguments[0])
 
     track_rows_rescored.unit = "share of the pool"
 
-    def track_same_picks(self, size, batch, labels, kind):
-        chosen = dn.select_batch(*self.arguments, batch)
-        return float(
-            list(zip(chosen.conversation, chosen.teacher, strict=True)) == numpy_loop(self.problem, batch)
-        )
+    def track_d_efficiency(self, *_):
+        return self.select().d_efficiency
+
+    track_d_efficiency.unit = "certified share of the best possible"
+
+
+class SelectBatch(_Selection):
+    """Pools beside the NumPy loop."""
+
+    params = (common.POOLS, [16, 64], [200, 2_000], ["power_law", "isotropic"])
+    param_names = ("n, d", "batch", "labels", "spectrum")
+
+    def setup(self, size, batch, labels, kind):
+        self.prepare(common.pool_problem(*size, labels=labels, kind=kind), batch)
+
+    def time_one_thread(self, *_):
+        self.select(threads=1)
+
+    def time_numpy_loop(self, *_):
+        numpy_loop(self.problem, self.batch)
+
+    def track_reads_one_thread(self, *_):
+        return common.reads(lambda: self.select(threads=1), self.problem.differences)
+
+    track_reads_one_thread.unit = "reads of the pool"
+
+    def track_reads_numpy_loop(self, *_):
+        return common.reads(lambda: numpy_loop(self.problem, self.batch), self.problem.differences, 1)
+
+    track_reads_numpy_loop.unit = "reads of the pool"
+
+    def track_same_picks(self, *_):
+        chosen = self.select()
+        pairs = list(zip(chosen.conversation.tolist(), chosen.teacher.tolist(), strict=True))
+        return float(pairs == numpy_loop(self.problem, self.batch))
 
     track_same_picks.unit = "1: the picks of the float32 NumPy loop"
 
 
-class SelectDtypes:
-    params = (common.POOLS, common.DTYPES)
+class SelectPools(_Selection):
+    """Conversations and features, each alone."""
+
+    params = ([(256, 8), (20_000, 256), (500_000, 256), (200_000, 32), (200_000, 768)],)
+    param_names = ("n, d",)
+
+    def setup(self, size):
+        self.prepare(common.pool_problem(*size))
+
+
+class SelectBatchSizes(_Selection):
+    params = (SIZES, [1, 16, 256, 1024])
+    param_names = ("n, d", "batch")
+
+    def setup(self, size, batch):
+        self.prepare(common.pool_problem(*size), batch)
+
+
+class SelectTeachers(_Selection):
+    params = (SIZES, [1, 10, 1_000, 10_000])
+    param_names = ("n, d", "teachers")
+
+    def setup(self, size, teachers):
+        self.prepare(common.pool_problem(*size, m=teachers))
+
+
+class SelectLabels(_Selection):
+    params = (SIZES, [0, 100, 1_000, 10_000, 100_000], ["power_law", "isotropic"])
+    param_names = ("n, d", "labels", "spectrum")
+
+    def setup(self, size, labels, kind):
+        self.prepare(common.pool_problem(*size, labels=labels, kind=kind))
+
+
+class SelectSpectra(_Selection):
+    params = (SIZES, list(common.SPECTRA), [200, 20_000])
+    param_names = ("n, d", "spectrum", "labels")
+
+    def setup(self, size, kind, labels):
+        self.prepare(common.pool_problem(*size, labels=labels, kind=kind))
+
+
+class SelectDtypes(_Selection):
+    """A read is of the pool as stored: half precision has half the bytes."""
+
+    params = (SIZES, common.DTYPES)
     param_names = ("n, d", "dtype")
 
     def setup(self, size, dtype):
-        self.arguments = common.arguments(common.problem(*size, dtype))
+        self.prepare(common.pool_problem(*size, dtype=dtype))
 
-    def time_select(self, size, dtype):
-        dn.select_batch(*self.arguments, 64)
+
+class SelectConstraints(_Selection):
+    """What is allowed and what it costs to ask."""
+
+    params = (SIZES, ["available", "capacity", "cost", "exclude", "candidates", "repeats", "optimism"])
+    param_names = ("n, d", "constraint")
+
+    def setup(self, size, constraint):
+        rng = np.random.default_rng(2)
+        n, m, c = size[0], common.TEACHERS, common.CATEGORIES
+        options = {
+            "available": lambda: rng.random((m, c)) < 0.7,
+            "capacity": lambda: np.ones(m, np.int64),
+            "cost": lambda: rng.lognormal(0.0, 0.5, (m, c)),
+            "exclude": lambda: np.stack([rng.integers(0, n, 2_000), rng.integers(-1, m, 2_000)], axis=1),
+            "candidates": lambda: np.stack([rng.integers(0, n, 5 * n), rng.integers(0, m, 5 * n)], axis=1),
+            "repeats": lambda: 4,
+            "optimism": lambda: 1.0,
+        }
+        self.prepare(common.pool_problem(*size), **{constraint: options[constraint]()})
+
+
+class SelectCompletions(_Selection):
+    """Pairs of the completions of each prompt; a read is of the completions."""
+
+    params = ([(32, 4, 8), (20_000, 16, 256), (5_000, 64, 256)],)
+    param_names = ("prompts, completions, d",)
+
+    def setup(self, size):
+        self.prepare(common.completion_problem(*size))
+
+
+class SelectorRounds:
+    """A round from a Selector that has seen the pool, after a refit that moved M and theta."""
+
+    params = (SIZES, [200, 2_000, 20_000], list(common.SPECTRA))
+    param_names = ("n, d", "labels", "spectrum")
+    number, warmup_time, timeout = 1, 0, 600
+
+    def setup(self, size, labels, kind):
+        self.problem = common.pool_problem(*size, labels=labels, kind=kind)
+        self.rounds = common.Rounds(self.problem.pool(), self.problem)
+        self.rounds.refit(self.rounds.select(BATCH))
+
+    def time_round(self, *_):
+        self.rounds.select(BATCH)
+
+    def peakmem_round(self, *_):
+        self.rounds.select(BATCH)
+
+    def track_reads_round(self, *_):
+        found = []
+        for _round in range(3):
+            unit = common.read_seconds(self.problem.differences)
+            batch, took = common.timed(lambda: self.rounds.select(BATCH))
+            found.append(took / unit)
+            self.rounds.refit(batch)
+        return sorted(found)[1]
+
+    track_reads_round.unit = "reads of the pool"
+
+    def track_same_picks(self, *_):
+        warm = self.rounds.select(BATCH)
+        r = self.rounds
+        cold = dn.select_batch(r.pool, r.reward, r.rationality, r.matrix, BATCH)
+        return float(
+            np.array_equal(warm.conversation, cold.conversation)
+            and np.array_equal(warm.teacher, cold.teacher)
+        )
+
+    track_same_picks.unit = "1: the picks of a cold start"
