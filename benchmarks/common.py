@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,18 +62,23 @@ class Spectrum:
     tail: float  # lengths are those of a t distribution with so many degrees of freedom
     dominant: float = 1.0  # factor of the first axis
 
-    def rows(self, rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
-        """Float32 rows, made in blocks: (n, d)."""
+    def blocks(self, rng: np.random.Generator, n: int, d: int) -> Iterator[NDArray[np.float32]]:
+        """Float32 rows, block by block: n of them, of d features."""
         scale = (np.arange(1, d + 1) ** -self.exponent).astype(np.float32)
         scale[0] *= self.dominant
         rotation = np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
-        x = np.empty((n, d), np.float32)
         for start in range(0, n, 65536):
             g = rng.standard_normal((min(65536, n - start), d), dtype=np.float32) * scale
-            g *= np.sqrt(self.tail / rng.chisquare(self.tail, len(g))).astype(np.float32)[
-                :, None
-            ] / np.linalg.norm(g, axis=1, keepdims=True)
-            x[start : start + len(g)] = g @ rotation
+            length = np.sqrt(self.tail / rng.chisquare(self.tail, len(g))).astype(np.float32)
+            g *= (length / np.linalg.norm(g, axis=1))[:, None]
+            yield g @ rotation
+
+    def rows(self, rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
+        """Float32 rows: (n, d)."""
+        x, start = np.empty((n, d), np.float32), 0
+        for block in self.blocks(rng, n, d):
+            x[start : start + len(block)] = block
+            start += len(block)
         return x
 
 

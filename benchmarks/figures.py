@@ -1,24 +1,30 @@
 """The figures of the README's table, measured in one process: medians of paired runs.
 
-usage: python -m benchmarks.figures [import] [small] [large] [warm]     (default: all; large needs 6 GB)
+usage: python -m benchmarks.figures [PART ...]     (default: import small large warm; --help names all)
 """
 
 from __future__ import annotations
 
-import platform
+import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import dal_native as dn
+from benchmarks import common
+from benchmarks.common import once, read_seconds, say
+from benchmarks.peers.exchange import measured, resident
 from benchmarks.peers.numpy_loop import numpy_loop
-from dal_native.testing import Problem
+from dal_native.testing import Problem, store
 
 RUNS = 5
 IMPORT = """import time, numpy, scipy.linalg
@@ -26,146 +32,309 @@ start = time.perf_counter()
 import dal_native
 print(time.perf_counter() - start)"""
 
-
-def power_law(n: int, d: int, labels: int, exponent: float = 0.5, tail: float = 6.0) -> Problem:
-    """Float32 rows of heavy-tailed length, energy falling along rotated axes; 100 teachers, 4 categories."""
-    rng = np.random.default_rng(0)
-    scale = (np.arange(1, d + 1) ** -exponent).astype(np.float32)
-    rotation = np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
-    x = np.empty((n, d), np.float32)
-    for start in range(0, n, 65536):
-        g = rng.standard_normal((min(65536, n - start), d), dtype=np.float32) * scale
-        g *= np.sqrt(tail / rng.chisquare(tail, len(g))).astype(np.float32)[:, None] / np.linalg.norm(
-            g, axis=1, keepdims=True
-        )
-        x[start : start + len(g)] = g @ rotation
-    reward = rng.standard_normal(d)
-    reward *= 2.0 / float(np.std(x[:20_000] @ reward))
-    category, rationality = rng.integers(0, 4, n), rng.lognormal(0.0, 0.5, (100, 4))
-    seen, teacher = rng.choice(n, labels, replace=False), rng.integers(0, 100, labels)
-    weight = dn.choice_weight(x[seen] @ reward, rationality[teacher, category[seen]])
-    return Problem(x, category, rationality, reward, dn.information_matrix(x[seen], weight))
+Figures = dict[str, Any]
 
 
-def read_seconds(rows: NDArray[np.float32], ones: NDArray[np.float32]) -> float:
-    """The best of three reads, and a pause: BLAS keeps its idle threads spinning for a while."""
-    best = min(seconds(lambda: rows @ ones) for _ in range(3))
-    time.sleep(0.3)
-    return best
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def resident(field: str) -> int:
-    """Bytes of resident memory now (VmRSS) or at the peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-def say(text: str, end: str = "\n") -> None:
-    print(text, end=end, flush=True)
-
-
-def select(name: str, p: Problem, size: int, loop_runs: int) -> None:
+def select(name: str, p: Problem, size: int, loop_runs: int) -> Figures:
     """One problem: time, reads, memory, the same picks, and the ratio to the NumPy loop, pair by pair."""
-    pool, ones = p.pool(), np.ones(p.differences.shape[1], np.float32)
-    times, reads, single, ratios = [], [], [], []
+    pool = p.pool()
+    times, reads, single, ratios, memory = [], [], [], [], 0
     for run in range(RUNS):
-        read = read_seconds(p.differences, ones)
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        times.append(seconds(lambda: dn.select_batch(pool, p.reward, p.rationality, p.matrix, size)))
-        memory = resident("VmHWM") - before
-        single.append(
-            seconds(lambda: dn.select_batch(pool, p.reward, p.rationality, p.matrix, size, threads=1))
+        read = read_seconds(p.differences)
+        batch, took, _, grown = measured(
+            lambda: dn.select_batch(pool, p.reward, p.rationality, p.matrix, size)
         )
-        reads.append(times[-1] / read)
+        times.append(took)
+        single.append(once(lambda: dn.select_batch(pool, p.reward, p.rationality, p.matrix, size, threads=1)))
+        reads.append(took / read)
+        memory = max(memory, grown)
         if run < loop_runs:
-            ratios.append(seconds(lambda: numpy_loop(p, size)) / times[-1])
-    batch = dn.select_batch(pool, p.reward, p.rationality, p.matrix, size)
+            ratios.append(once(lambda: numpy_loop(p, size)) / took)
     picks = list(zip(batch.conversation.tolist(), batch.teacher.tolist(), strict=True))
-    same = picks == numpy_loop(p, size)
-    say(
-        f"{name}: {statistics.median(times):.3f} s, {statistics.median(reads):.1f} reads; one thread ", end=""
-    )
-    say(
-        f"{statistics.median(single):.3f} s; NumPy loop {statistics.median(ratios):.1f} times slower; ",
-        end="",
-    )
-    say(f"same picks {same}; memory beyond the pool {100 * memory / p.differences.nbytes:.1f} %; ", end="")
-    say(f"d_efficiency {batch.d_efficiency:.3f}; {batch.counters}")
+    found = {
+        "seconds": statistics.median(times),
+        "reads": statistics.median(reads),
+        "seconds_one_thread": statistics.median(single),
+        "numpy_loop_ratio": statistics.median(ratios),
+        "same_picks": picks == numpy_loop(p, size),
+        "memory_share": memory / p.differences.nbytes,
+        "d_efficiency": batch.d_efficiency,
+        "counters": batch.counters,
+    }
+    say(f"{name}: {found['seconds']:.3f} s, {found['reads']:.1f} reads; one thread ", end="")
+    say(f"{found['seconds_one_thread']:.3f} s; NumPy loop {found['numpy_loop_ratio']:.1f} times ", end="")
+    say(f"slower; same picks {found['same_picks']}; memory beyond the pool ", end="")
+    say(f"{100 * found['memory_share']:.1f} %; d_efficiency {batch.d_efficiency:.3f}; {batch.counters}")
+    return found
 
 
-def sgemm_pass(n: int, d: int) -> float:
-    """Seconds that 2 n d^2 operations take at the speed of a large float32 product."""
+def sgemm_speed() -> float:
+    """Floating point operations a second of a large float32 product, all threads."""
     a = np.ones((4096, 4096), np.float32)
-    best = min(seconds(lambda: a @ a) for _ in range(3))
-    return best * 2 * n * d * d / (2 * 4096**3)
+    return 2 * 4096**3 / min(once(lambda: a @ a) for _ in range(3))
 
 
-def warm(p: Problem, rounds: int = 6, size: int = 64) -> None:
-    """Rounds of 64 labels and a refit that moves theta and M, from one Selector."""
-    rng = np.random.default_rng(5)
-    selector, reward, matrix = dn.Selector(p.pool()), p.reward, p.matrix
-    ones, shares, stages = np.ones(len(reward), np.float32), [], []
-    for _ in range(rounds):
-        read = read_seconds(p.differences, ones)
-        start = time.perf_counter()
-        batch = selector.select(reward, p.rationality, matrix, size)
-        shares.append((time.perf_counter() - start) / read)
+# ------------------------------------------------------------------------------------------------- the parts
+
+
+def importing(shrink: int) -> Figures:
+    """Import time beyond NumPy and SciPy."""
+    command = [sys.executable, "-c", IMPORT]
+    times = [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(2 * RUNS)
+    ]
+    say(f"import dal_native beyond numpy and scipy.linalg: {statistics.median(times):.3f} s")
+    return {"seconds": statistics.median(times)}
+
+
+def small(shrink: int) -> Figures:
+    """Cold, 64 of 200,000 x 256, 2,000 labels."""
+    p = common.pool_problem(200_000 // shrink, 256)
+    return select(f"64 of {len(p.differences):,} x 256, m = 100, 2,000 labels", p, 64, RUNS)
+
+
+def large(shrink: int) -> Figures:
+    """Cold, 256 of 1,000,000 x 512, 2,000 labels (4 GB)."""
+    p = common.pool_problem(1_000_000 // shrink, 512)
+    return select(f"256 of {len(p.differences):,} x 512, m = 100, 2,000 labels", p, 256, 2)
+
+
+def worst(shrink: int) -> Figures:
+    """The same, isotropic with 20,000 labels, beside one SGEMM pass over the pool (4 GB)."""
+    n = 1_000_000 // shrink
+    sgemm = 2 * n * 512**2 / sgemm_speed()
+    say(f"one SGEMM pass at {n:,} x 512: {sgemm:.2f} s")
+    p = common.pool_problem(n, 512, labels=20_000, kind="isotropic")
+    found = select(f"256 of {n:,} x 512, m = 100, isotropic, 20,000 labels", p, 256, 1)
+    allowed = found["seconds"] - 3 * found["seconds"] / found["reads"]
+    say(f"beyond 3 reads it takes {allowed / sgemm:.2f} SGEMM passes")
+    return found | {"sgemm_seconds": sgemm, "sgemm_passes_beyond_3_reads": allowed / sgemm}
+
+
+def warm(shrink: int) -> Figures:
+    """Rounds of 64 from a Selector, 1,000,000 x 512, a refit between them (4 GB)."""
+    p = common.pool_problem(1_000_000 // shrink, 512)
+    rounds, shares, stages = common.Rounds(p.pool(), p), [], []
+    for _ in range(6):
+        read = read_seconds(p.differences)
+        batch, took = common.timed(lambda: rounds.select(64))
+        shares.append(took / read)
         stages.append(batch.counters["stages"][0])
-        x = p.differences[batch.conversation].astype(np.float64)
-        beta = p.rationality[batch.teacher, p.category[batch.conversation]]
-        matrix = (
-            0.97 * matrix
-            + 0.03 * np.diag(np.diag(matrix))
-            + (x * dn.choice_weight(x @ reward, beta)[:, None]).T @ x
-        )
-        matrix = 0.5 * (matrix + matrix.T)
-        reward = reward + 0.2 * np.linalg.solve(
-            np.linalg.cholesky(matrix).T, rng.standard_normal(len(reward))
-        )
+        rounds.refit(batch)
     middle = statistics.median(shares[1:])
     say(f"warm rounds: {[round(s, 1) for s in shares]} reads ({stages}), median after the first {middle:.1f}")
+    return {"reads": shares, "stages": stages, "median_reads": middle}
 
 
-def machine() -> None:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    state = dn.capabilities()
-    say(f"{model}, {state['cpus']} CPUs, {state['simd']['level']}, ", end="")
-    say(f"Python {platform.python_version()}, NumPy {np.__version__}")
+def completions(shrink: int) -> Figures:
+    """Cold, 64 pairs of 100,000 prompts x 16 completions, d = 256, 2,000 labelled pairs (2 GB).
+
+    Beside it, the arithmetic of looking at every pair once: a difference and a fused product-sum for each of
+    its features, at half of the speed that SGEMM shows.
+    """
+    p = common.completion_problem(100_000 // shrink, 16, 256)
+    rows = p.pool.rows
+    arguments = common.arguments(p)
+    instructions = 2 * len(p.pool) * p.pool.d  # a subtraction and a product-sum, 2 operations of SGEMM each
+    arithmetic = 2 * instructions / (sgemm_speed() / 2)
+    times, reads, beyond, memory = [], [], [], 0
+    for _ in range(RUNS):
+        read = read_seconds(rows)
+        batch, took, _, grown = measured(lambda: dn.select_batch(*arguments, 64))
+        memory = max(memory, grown)
+        times.append(took)
+        reads.append(took / read)
+        beyond.append((took - arithmetic) / read)
+    single = once(lambda: dn.select_batch(*arguments, 64, threads=1))
+    found = {
+        "seconds": statistics.median(times),
+        "reads": statistics.median(reads),
+        "seconds_one_thread": single,
+        "pair_arithmetic_seconds": arithmetic,
+        "reads_beyond_arithmetic": statistics.median(beyond),
+        "memory_share": memory / rows.nbytes,
+        "d_efficiency": batch.d_efficiency,
+        "counters": batch.counters,
+    }
+    say(f"64 of {len(p.pool):,} pairs of {len(rows):,} completions, d = 256, m = 100: ", end="")
+    say(f"{found['seconds']:.3f} s, {found['reads']:.1f} reads of the completions; one thread ", end="")
+    say(f"{single:.3f} s; pair arithmetic at half of peak {arithmetic:.3f} s, beyond it ", end="")
+    say(f"{found['reads_beyond_arithmetic']:.1f} reads; memory beyond the pool ", end="")
+    say(f"{100 * found['memory_share']:.1f} %; d_efficiency {batch.d_efficiency:.3f}; {batch.counters}")
+    return found
 
 
-def main(wanted: list[str]) -> None:
-    machine()
-    if "import" in wanted:
-        times = [
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
-                ).stdout
-            )
-            for _ in range(2 * RUNS)
-        ]
-        say(f"import dal_native beyond numpy and scipy.linalg: {statistics.median(times):.3f} s")
-    if "small" in wanted:
-        select("200,000 x 256, m = 100, B = 64", power_law(200_000, 256, 2_000), 64, RUNS)
-    if "large" in wanted or "warm" in wanted:
-        p = power_law(1_000_000, 512, 2_000)
-        if "large" in wanted:
-            select("1,000,000 x 512, m = 100, B = 256", p, 256, 2)
-        if "warm" in wanted:
-            warm(p)
-        del p
-    if "large" in wanted:
-        say(f"one SGEMM pass at 1,000,000 x 512: {sgemm_pass(1_000_000, 512):.2f} s")
-        select("the same, isotropic, 20,000 labels", power_law(1_000_000, 512, 20_000, 0.0, 60.0), 256, 1)
+def threads(shrink: int) -> Figures:
+    """Two threads against one, where reading is the limit and where arithmetic is (4 GB)."""
+    n = 1_000_000 // shrink
+    found: Figures = {}
+
+    def pairs(name: str, call: Callable[[int], object]) -> None:
+        ratios = []
+        for _ in range(RUNS):
+            one = once(lambda: call(1))
+            ratios.append(one / once(lambda: call(2)))
+        found[name] = statistics.median(ratios)
+        say(f"two threads against one, {name}: {found[name]:.2f} times faster")
+
+    p = common.pool_problem(n, 512)
+    pool, reward, rationality, matrix = common.arguments(p)
+    pairs("reading (margins of the pool)", lambda k: dn.margin(pool, reward, threads=k))
+    pairs("cold", lambda k: dn.select_batch(pool, reward, rationality, matrix, 256, threads=k))
+    rounds = [common.Rounds(pool, p), common.Rounds(pool, p)]
+    for r in rounds:
+        r.refit(r.select(64))
+
+    def round_with(k: int) -> None:
+        rounds[k - 1].refit(rounds[k - 1].select(64, threads=k))
+
+    pairs("warm round and refit", round_with)
+    common.pool_problem.cache_clear()
+    q = common.pool_problem(n, 512, labels=20_000, kind="isotropic")
+    worst_pool = q.pool()
+    pairs(
+        "cold, isotropic, 20,000 labels",
+        lambda k: dn.select_batch(worst_pool, q.reward, q.rationality, q.matrix, 256, threads=k),
+    )
+    return found
+
+
+# --------------------------------------------------------------------------------------------- from a file
+
+
+def write_pool(path: Path, n: int, d: int) -> None:
+    """A float16 pool of the power law as .npy, written block by block."""
+    spectrum = common.SPECTRA["power_law"]
+    with path.open("wb") as file:
+        head = {"descr": "<f2", "fortran_order": False, "shape": (n, d)}
+        np.lib.format.write_array_header_1_0(file, head)
+        for block in spectrum.blocks(np.random.default_rng(0), n, d):
+            file.write(store(block, "float16").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def forget(path: Path) -> None:
+    """Let the operating system drop what it keeps of a file."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_plainly(path: Path) -> None:
+    """Read a file from one end to the other, 8 MB at a time, and do nothing with it."""
+    block = bytearray(8 << 20)
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while file.readinto(block):
+            pass
+
+
+def streamed(shrink: int, gigabytes: float, memory: float, folder: Path | None) -> Figures:
+    """A float16 pool in a file, d = 512: a Selector's rounds against plainly reading the file, both cold."""
+    d = 512
+    n = max(4096, int(gigabytes * 1e9 / shrink) // (2 * d))
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "pool.npy"
+        write_pool(path, n, d)
+        rng = np.random.default_rng(1)
+        category = rng.integers(0, common.CATEGORIES, n)
+        forget(path)
+        pool, opening = common.timed(
+            lambda: dn.Pool.open(path, category, working_memory=max(1 << 22, int(memory * 1e9 / shrink)))
+        )
+        p = _labelled(pool, rng)
+        rounds, plain, took, stages = common.Rounds(pool, p), [], [], []
+        before = resident("VmRSS")
+        peak = 0
+        for _ in range(4):
+            forget(path)
+            plain.append(once(lambda: read_plainly(path)))
+            forget(path)
+            batch, seconds, highest, _grown = measured(lambda: rounds.select(64))
+            took.append(seconds)
+            peak = max(peak, highest)
+            stages.append(batch.counters["stages"][0])
+            rounds.refit(batch)
+    ratios = [a / b for a, b in zip(took, plain, strict=True)]
+    found = {
+        "gigabytes": 2 * n * d / 1e9,
+        "open_seconds": opening,
+        "plain_seconds": plain,
+        "seconds": took,
+        "warm_ratio": statistics.median(ratios[1:]),
+        "resident_peak_bytes": peak,
+        "resident_before_bytes": before,
+        "stages": stages,
+    }
+    say(
+        f"float16 pool of {found['gigabytes']:.1f} GB in a file ({n:,} x {d}): opened and checked in ", end=""
+    )
+    say(f"{opening:.1f} s; reading it plainly {statistics.median(plain):.1f} s; rounds of 64 in ", end="")
+    say(f"{[round(s, 1) for s in took]} s ({stages}), warm ones {found['warm_ratio']:.2f} times ", end="")
+    say(f"the reading; resident memory at most {peak / 1e9:.2f} GB")
+    return found
+
+
+def _labelled(pool: dn.Pool, rng: np.random.Generator) -> common.CompletionProblem:
+    """Teachers, a reward and M of 2,000 labelled conversations of any pool."""
+    seen = np.sort(rng.choice(len(pool), 2_000, replace=False))
+    x = pool.take(seen)
+    reward = rng.standard_normal(pool.d)
+    reward *= 2.0 / float(np.std(x @ reward))
+    rationality = rng.lognormal(0.0, 0.5, (common.TEACHERS, common.CATEGORIES))
+    beta = rationality[rng.integers(0, common.TEACHERS, len(seen)), pool.category_of(seen)]
+    matrix = dn.information_matrix(x, dn.choice_weight(x @ reward, beta))
+    return common.CompletionProblem(pool, reward, rationality, matrix)
+
+
+PARTS: dict[str, Callable[..., Figures]] = {
+    "import": importing,
+    "small": small,
+    "large": large,
+    "worst": worst,
+    "warm": warm,
+    "completions": completions,
+    "threads": threads,
+    "streamed": streamed,
+}
+USUAL = ["import", "small", "large", "warm", "worst"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    about = "\n".join(
+        f"  {name:12}{(part.__doc__ or '').splitlines()[0].removesuffix('.')}" for name, part in PARTS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.figures",
+        description="Measures the figures of the README; without a part: " + " ".join(USUAL) + ".",
+        epilog="parts:\n" + about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure, in this order")
+    parser.add_argument("--gigabytes", type=float, default=24.0, help="streamed: size of the file")
+    parser.add_argument("--memory", type=float, default=1.0, help="streamed: working memory in GB")
+    parser.add_argument("--folder", type=Path, help="streamed: where the file is written (then removed)")
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divide the numbers of conversations, for a try"
+    )
+    parser.add_argument("--out", type=Path, help="write what was measured to this JSON file")
+    wanted = parser.parse_args(arguments)
+    unknown = [part for part in wanted.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; expected some of: {' '.join(PARTS)}")
+    report: Figures = dict(common.provenance())
+    say("; ".join([report["machine"], report["versions"], f"commit {report['commit']}"]))
+    for part in wanted.parts or USUAL:
+        extra = (wanted.gigabytes, wanted.memory, wanted.folder) if part == "streamed" else ()
+        report[part] = PARTS[part](wanted.shrink, *extra)
+        common.completion_problem.cache_clear()
+        if part in ("completions", "threads", "streamed"):
+            common.pool_problem.cache_clear()
+        time.sleep(0.5)
+    if wanted.out:
+        wanted.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["import", "small", "large", "warm"])
+    main()

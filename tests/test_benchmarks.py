@@ -5,6 +5,7 @@ be.
 import importlib
 import inspect
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -61,3 +62,26 @@ def test_smallest_size(item, method):
             assert 0 < result <= 1, smallest
         elif method.startswith("track_"):
             assert np.isfinite(result) and result >= 0, smallest
+
+
+@pytest.mark.parametrize(
+    ("part", "shrink"), [("small", 400), ("warm", 2_000), ("completions", 2_000), ("threads", 2_000)]
+)
+def test_figures(part, shrink, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    figures = importlib.import_module("benchmarks.figures")
+    monkeypatch.setattr(figures, "sgemm_speed", lambda: 1e11)
+    monkeypatch.setattr(figures, "RUNS", 1)
+    figures.main([part, "--shrink", str(shrink), "--out", str(tmp_path / "out.json")])
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert {"machine", "versions", "commit", "command", part} <= set(report)
+    assert part != "small" or report[part]["same_picks"]
+    assert capsys.readouterr().out.count("\n") > 1
+
+
+def test_figures_refuse_unknown_parts(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    figures = importlib.import_module("benchmarks.figures")
+    with pytest.raises(SystemExit):
+        figures.main(["smal"])
+    assert "unknown part 'smal'" in capsys.readouterr().err
