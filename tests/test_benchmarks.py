@@ -83,5 +83,5 @@ def test_figures_refuse_unknown_parts(monkeypatch, capsys):
     monkeypatch.syspath_prepend(FOLDER.parent)
     figures = importlib.import_module("benchmarks.figures")
     with pytest.raises(SystemExit):
-        figures.main(["smal"])
-    assert "unknown part 'smal'" in capsys.readouterr().err
+        figures.main(["tiny"])
+    assert "unknown part 'tiny'" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+"""How the cost of a selection grows along each axis of the problem: plots and tables of docs/cost.md.
+
+usage: python -m benchmarks.growth --out docs/ [--axes n d m B T] [--peers]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dal_native as dn
+from benchmarks import common
+from benchmarks.peers.numpy_loop import numpy_loop
+from dal_native.testing import Problem
+
+PAGE, DATA = "cost.md", "cost.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size of the problem."""
+
+    n: int = 200_000
+    d: int = 256
+    m: int = 100
+    B: int = 64
+    T: int = 2_000
+
+    def problem(self, kind: str) -> Problem:
+        return common.pool_problem(self.n, self.d, self.m, self.T, kind)
+
+
+#: Axis: what it counts, and the values it takes while all others stay at `Point`'s.
+AXES: dict[str, tuple[str, list[int]]] = {
+    "n": ("conversations n", [12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000]),
+    "d": ("features d", [32, 64, 128, 256, 512, 1_024]),
+    "m": ("teachers m", [1, 10, 100, 1_000, 10_000]),
+    "B": ("batch B", [1, 4, 16, 64, 256, 1_024]),
+    "T": ("labels T", [50, 200, 800, 3_200, 12_800, 51_200]),
+}
+SPECTRA = {"power_law": "power law", "isotropic": "isotropic"}
+LOOP = "NumPy loop, power law"
+RUNS = 3
+
+
+def cold(p: Problem, size: int) -> dict[str, Any]:
+    """A first batch from a pool: medians of pairs with a read."""
+    arguments = common.arguments(p)
+    return _pairs(p, lambda: dn.select_batch(*arguments, size))
+
+
+def warm(p: Problem, size: int) -> dict[str, Any]:
+    """Later batches from a Selector, a refit before each."""
+    rounds = common.Rounds(p.pool(), p)
+    rounds.refit(rounds.select(size))
+    return _pairs(p, lambda: rounds.select(size), rounds.refit)
+
+
+def _pairs(
+    p: Problem, select: Callable[[], dn.Batch], after: Callable[[dn.Batch], object] = lambda batch: None
+) -> dict[str, Any]:
+    times, units = [], []
+    for _ in range(RUNS):
+        units.append(common.read_seconds(p.differences))
+        batch, took = common.timed(select)
+        times.append(took)
+        after(batch)
+    return {
+        "seconds": statistics.median(times),
+        "reads": statistics.median(took / unit for took, unit in zip(times, units, strict=True)),
+        "read_seconds": min(units),
+        "stages": batch.counters["stages"],
+        "rows_rescored": batch.counters["rows_rescored"],
+        "d_efficiency": batch.d_efficiency,
+    }
+
+
+def loop(p: Problem, size: int) -> dict[str, Any]:
+    """What a careful NumPy user writes, once."""
+    unit = common.read_seconds(p.differences)
+    took = common.once(lambda: numpy_loop(p, size))
+    return {"seconds": took, "reads": took / unit, "read_seconds": unit}
+
+
+def measure(axis: str, values: list[int], base: Point) -> dict[str, Any]:
+    """All series along one axis, with where they come from: ready for JSON."""
+    names = [f"{temperature}, {words}" for words in SPECTRA.values() for temperature in ("cold", "warm")]
+    series: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, LOOP]}
+    for value in values:
+        point = replace(base, **{axis: value})
+        for kind, words in SPECTRA.items():
+            p = point.problem(kind)
+            series[f"cold, {words}"].append(cold(p, point.B))
+            series[f"warm, {words}"].append(warm(p, point.B))
+            if kind == "power_law":
+                series[LOOP].append(loop(p, point.B))
+            common.pool_problem.cache_clear()
+        common.say(f"{axis} = {value:,}: ", end="")
+        common.say(
+            ", ".join(f"{name} {points[-1]['reads']:.1f}" for name, points in series.items()) + " reads"
+        )
+    base_words = ", ".join(f"{name} = {size:,}" for name, size in vars(base).items() if name != axis)
+    return common.provenance() | {"at": base_words, "values": values, "series": series}
+
+
+# ---------------------------------------------------------------------------------------------- plots, tables
+
+
+def plot(axis: str, found: dict[str, Any], path: Path) -> None:
+    """Reads of the pool and seconds against one axis, both logarithmic, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "dal-native", "font.size": 9, "axes.grid": True}
+    marks = {"cold": "o-", "warm": "s--", "NumPy loop": "x:"}
+    colours = {"power law": "tab:blue", "isotropic": "tab:orange"}
+    with pyplot.rc_context(style):
+        figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+        for panel, unit, label in zip(
+            panels, ("reads", "seconds"), ("reads of the pool", "seconds"), strict=True
+        ):
+            for name, points in found["series"].items():
+                what, words = name.split(", ")
+                colour = "tab:gray" if name == LOOP else colours[words]
+                panel.loglog(
+                    found["values"], [p[unit] for p in points], marks[what], color=colour, label=name, ms=4
+                )
+            panel.set_xlabel(AXES[axis][0])
+            panel.set_ylabel(label)
+            panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]], rotation=30)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def markdown(axis: str, found: dict[str, Any]) -> str:
+    """The plot and the table of one axis, with where they come from."""
+    head = [AXES[axis][0], "one read"]
+    lines = [[f"{value:,}"] for value in found["values"]]
+    first = next(iter(found["series"].values()))
+    for line, point in zip(lines, first, strict=True):
+        line.append(f"{common.figure(1e3 * point['read_seconds'])} ms")
+    for name, points in found["series"].items():
+        head.append(name)
+        for line, point in zip(lines, points, strict=True):
+            route = f" {point['stages'][0]}" if "stages" in point else ""
+            line.append(
+                f"{common.figure(point['reads'])} ({common.figure(1e3 * point['seconds'])} ms){route}"
+            )
+    source = (
+        f"Reads of the pool (time) and route; {found['at']}. {found['machine']}; {found['versions']}; "
+        f"`{found['command']}` at commit {found['commit']}."
+    )
+    image = f"![Reads of the pool, and seconds, against the number of {AXES[axis][0][:-2]}](cost_{axis}.svg)"
+    return f"{image}\n\n{source}\n\n{common.table(head, lines)}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth",
+        description="Measures how the cost of a selection grows; refreshes cost.md, its plots and cost.json.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help=f"the folder of {PAGE}")
+    parser.add_argument(
+        "--axes", nargs="+", choices=list(AXES), default=list(AXES), help="which axes to measure"
+    )
+    parser.add_argument(
+        "--render", action="store_true", help=f"measure no axis: plots and tables from {DATA}"
+    )
+    parser.add_argument("--peers", action="store_true", help="measure the peers' table of the page too")
+    parser.add_argument("--d", type=int, default=Point.d, help="features, where they are not the axis")
+    parser.add_argument("--shrink", type=int, default=1, help="divide n (and values of n and T), for a try")
+    wanted = parser.parse_args(arguments)
+    page, data = wanted.out / PAGE, wanted.out / DATA
+    if not page.is_file():
+        parser.error(f"{page} does not exist; expected the folder of the page")
+    base = Point(n=Point.n // wanted.shrink, d=wanted.d)
+    known = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    for axis in wanted.axes:
+        if not wanted.render:
+            values = [v // wanted.shrink if axis in "nT" else v for v in AXES[axis][1]]
+            known[axis] = measure(axis, values, base)
+            data.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        if axis in known:
+            plot(axis, known[axis], wanted.out / f"cost_{axis}.svg")
+            common.refresh(page, f"growth in {axis}", markdown(axis, known[axis]))
+    if wanted.peers:
+        from benchmarks.peers import __main__ as peers
+
+        peers.main(["--out", str(wanted.out / "peers.json"), "--page", str(page)])
+
+
+if __name__ == "__main__":
+    main()
