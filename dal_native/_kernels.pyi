@@ -10,10 +10,26 @@ Integers = NDArray[np.int64]
 def simd_level() -> str: ...
 def available_levels() -> list[str]: ...
 
+class RowFile:
+    def __init__(
+        self,
+        path: str,
+        named: bool,
+        descriptor: int,
+        scattered: int,
+        state: tuple[int, int, int, int],
+        first_rows: Integers,
+        offsets: Integers,
+        storage: str,
+        rows: int,
+        d: int,
+        working_memory: int,
+    ) -> None: ...
+
 class PoolView:
     def __init__(
         self,
-        rows: NDArray[Any],
+        rows: NDArray[Any] | RowFile,
         dtype_name: str,
         category: NDArray[np.int32],
         prompt_offsets: Integers | None,

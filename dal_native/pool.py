@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dal_native import _dispatch, _validate
+from dal_native import _dispatch, _files, _validate
+from dal_native._files import RowFile
 
 #: Stored numbers decoded at a time (8 MB of float64).
 BLOCK_NUMBERS = 1 << 20
-
-#: Names under which a file may hold the rows, in the order looked for.
-COLUMN_NAMES = ("differences", "embedding", "embeddings")
-
-_SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_SAFETENSORS_HEADER_LIMIT = 100_000_000
 
 
 def decode(stored: NDArray[Any], dtype_name: str) -> NDArray[np.float64]:
@@ -44,8 +38,11 @@ class Pool:
 
     Attributes
     ----------
-    rows : ndarray, (n, d) or (N, d)
-        The stored differences or completions; bfloat16 as its uint16 bits.
+    rows : ndarray, (n, d) or (N, d), or None
+        The stored differences or completions; bfloat16 as its uint16 bits. None where they stay in a file
+        that is read as they are needed: see `Pool.open`.
+    path : str or None
+        The file that the pool was opened from.
     dtype_name : str
         "float64", "float32", "float16" or "bfloat16".
     d : int
@@ -62,8 +59,8 @@ class Pool:
 
     Notes
     -----
-    The rows must not change while the pool is in use; a mapped file must not be shortened. Conversations of a
-    pool of completions are enumerated by (prompt, a, b) with a < b, and are never stored.
+    The rows must not change while the pool is in use. Conversations of a pool of completions are enumerated
+    by (prompt, a, b) with a < b, and are never stored.
 
     Examples
     --------
@@ -73,7 +70,8 @@ class Pool:
     (3, 2, 'float64')
     """
 
-    rows: NDArray[Any]
+    rows: NDArray[Any] | None
+    path: str | None
     dtype_name: str
     d: int
     category: NDArray[np.int32]
@@ -81,21 +79,29 @@ class Pool:
     pair_offsets: NDArray[np.int64] | None
     is_torch: bool
     _size: int
+    _file: RowFile | None
+    _mapped: _files.MappedFile | None
 
     def __init__(self, differences: Any, category: Any = None) -> None:
-        self._store(differences, "differences")
+        self._size = self._store(differences, "differences")
         self.prompt_offsets = None
         self.pair_offsets = None
-        self._size = int(self.rows.shape[0])
         self.category = _validate.category(category, self._size)
 
-    def _store(self, values: Any, name: str) -> None:
-        self.is_torch = _validate.is_torch(values)
+    def _store(self, values: Any, name: str) -> int:
+        """Keep the rows; how many there are. Those of a file are checked as they are first read."""
+        self.is_torch, self.path, self._mapped = _validate.is_torch(values), None, None
+        self._file = values if isinstance(values, RowFile) else None
+        if self._file is not None:
+            self.rows, self.dtype_name, self.path = None, self._file.dtype_name, self._file.path
+            n, self.d = self._file.shape
+            return n
         self.rows, self.dtype_name = _validate.rows(values, name)
         self.d = int(self.rows.shape[1])
-        bad = int(_dispatch.find("first_nonfinite")(self.rows, self.dtype_name, _dispatch.threads()))
+        bad = _first_nonfinite(self.rows, self.dtype_name)
         if bad >= 0:
             raise ValueError(f"{name} holds NaN or infinity, first in row {bad}; expected finite numbers")
+        return int(self.rows.shape[0])
 
     @classmethod
     def from_completions(cls, completions: Any, prompt_offsets: Any, category: Any = None) -> Pool:
@@ -129,9 +135,8 @@ class Pool:
         array([1., 4., 3.])
         """
         pool = cls.__new__(cls)
-        pool._store(completions, "completions")
+        n_rows = pool._store(completions, "completions")
         offsets = _validate.integers(prompt_offsets, "prompt_offsets", 1)
-        n_rows = pool.rows.shape[0]
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != n_rows:
             raise ValueError(f"prompt_offsets must start at 0 and end at {n_rows}, the number of completions")
         count = np.diff(offsets)
@@ -145,8 +150,19 @@ class Pool:
         return pool
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], category: Any = None) -> Pool:
-        """Open a file of differences, mapped into memory where the format allows.
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        category: Any = None,
+        *,
+        prompt_offsets: Any = None,
+        working_memory: int | None = None,
+    ) -> Pool:
+        """Open a file of differences or completions, mapped into memory or, when large, streamed.
+
+        A file of at most half of the memory available now is mapped where the format allows, else read. A
+        larger one, or any with ``working_memory``, is streamed: its rows stay in the file and are read, with
+        read-ahead, as each pass comes to them. Picks are the same.
 
         Parameters
         ----------
@@ -154,7 +170,12 @@ class Pool:
             ``.npy``; ``.safetensors``; ``.parquet`` or ``.arrow`` (extra ``arrow``). In the last three the
             rows are the tensor or list column named "differences", "embedding" or "embeddings", or else the
             only one.
-        category : array_like of int, (n,), optional
+        category : array_like of int, (n,) or, with ``prompt_offsets``, (P,), optional
+        prompt_offsets : array_like of int, (P+1,), optional
+            The rows are completions: see `Pool.from_completions`.
+        working_memory : int, optional
+            Stream, with at most so many bytes for the blocks being read and what is read ahead; at least 64
+            a feature. 128 MB where a file is streamed because of its size.
 
         Returns
         -------
@@ -163,9 +184,22 @@ class Pool:
         Raises
         ------
         ValueError
-            For text, garbage, a truncated file, the wrong shape or dtype, or NaN.
+            For text, garbage, a truncated file, the wrong shape or dtype, NaN, or too little
+            ``working_memory``. A file that changes, or is replaced, while the pool is in use is refused by
+            the next call, and a streamed one by the call during which it happens.
         FileNotFoundError
             If there is no such file.
+
+        Notes
+        -----
+        Streamed rows are read in place from ``.npy`` in C order, ``.safetensors`` and uncompressed Arrow.
+        Parquet, compressed Arrow and ``.npy`` in another order or of integers are decoded once, some rows at
+        a time, into a temporary file without a name in the folder that TMPDIR names; it needs as much room as
+        the rows and goes with the pool. NaN and infinity in streamed rows are refused when they are first
+        read, not at opening.
+
+        A mapped file must not be truncated during a call: the system ends a process that reads a page which
+        is not there any more. A streamed one may be.
 
         Examples
         --------
@@ -173,15 +207,30 @@ class Pool:
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "pool.npy"
         >>> np.save(path, np.eye(3)); len(dn.Pool.open(path))
         3
+        >>> dn.Pool.open(path, working_memory=1 << 20)
+        Pool(3 conversations, d=3, float64, streamed)
         """
-        return cls(_open_rows(os.fspath(path)), category)
+        name = os.fspath(path)
+        before = _files.state_of(name) if os.path.exists(name) else None
+        rows = _files.open_rows(name, working_memory)
+        pool = (
+            cls(rows, category)
+            if prompt_offsets is None
+            else cls.from_completions(rows, prompt_offsets, category)
+        )
+        pool.path = os.path.abspath(name)
+        if before is not None and pool.rows is not None and np.may_share_memory(pool.rows, rows):
+            pool._mapped = _files.MappedFile(name, before)
+            pool._mapped.check()
+        return pool
 
     def __len__(self) -> int:
         return self._size
 
     def __repr__(self) -> str:
-        kind = "" if self.prompt_offsets is None else f" from {self.rows.shape[0]} completions"
-        return f"Pool({len(self)} conversations{kind}, d={self.d}, {self.dtype_name})"
+        kind = "" if self.prompt_offsets is None else f" from {self.prompt_offsets[-1]} completions"
+        streamed = "" if self._file is None else ", streamed"
+        return f"Pool({len(self)} conversations{kind}, d={self.d}, {self.dtype_name}{streamed})"
 
     @property
     def n_categories(self) -> int:
@@ -244,9 +293,9 @@ class Pool:
         """
         index = self._indices(indices)
         if self.prompt_offsets is None:
-            return decode(self.rows[index], self.dtype_name)
+            return self._gathered(index)
         pair = self.pairs(index)
-        return decode(self.rows[pair[:, 1]], self.dtype_name) - decode(self.rows[pair[:, 0]], self.dtype_name)
+        return self._gathered(pair[:, 1]) - self._gathered(pair[:, 0])
 
     def block(self, start: int, stop: int) -> NDArray[np.float64]:
         """Differences of conversations start to stop: (stop - start, d) float64.
@@ -258,15 +307,60 @@ class Pool:
         array([3., 5.])
         """
         if self.prompt_offsets is None:
-            return decode(self.rows[start:stop], self.dtype_name)
+            if self._file is None:
+                return decode(self.stored()[start:stop], self.dtype_name)
+            start, stop, _ = slice(start, stop).indices(len(self))
+            stored = self._file.read(start, max(start, stop))
+            return self._finite(stored, np.arange(start, start + len(stored)))
         return self.take(np.arange(start, min(stop, len(self)), dtype=np.int64))
 
     def blocks(self) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
         """Every conversation once, in blocks of fixed size: (start, stop, differences)."""
-        step = max(1, BLOCK_NUMBERS // self.d)
+        room = BLOCK_NUMBERS if self._file is None else self._file.working_memory // 16
+        step = max(1, min(BLOCK_NUMBERS, room) // self.d)
         for start in range(0, len(self), step):
             stop = min(start + step, len(self))
             yield start, stop, self.block(start, stop)
+
+    def stored(self, compiled: Callable[..., Any] | None = None) -> Any:
+        """What a backend reads: the rows in memory, or what ``compiled`` makes of the file, once.
+
+        Raises
+        ------
+        ValueError
+            If the file that the rows are mapped from has changed.
+
+        Examples
+        --------
+        >>> import dal_native as dn
+        >>> dn.Pool([[1.0, 2.0]]).stored()
+        array([[1., 2.]])
+        """
+        if self._file is not None:
+            return self._file.compiled(compiled) if compiled else self._file
+        if self._mapped is not None:
+            self._mapped.check()
+        return self.rows
+
+    def _gathered(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Stored rows, of differences or completions, as float64."""
+        if self._file is None:
+            return decode(self.stored()[rows], self.dtype_name)
+        return self._finite(self._file.gather(rows), rows)
+
+    def _finite(self, stored: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows of the file as float64; NaN and infinity are refused, the first row of the file named."""
+        bad = _first_nonfinite(stored, self.dtype_name)
+        if bad < 0:
+            return decode(stored, self.dtype_name)
+        assert self._file is not None
+        least, step = int(rows[bad]), max(1, BLOCK_NUMBERS // self.d)
+        for start in range(0, least, step):
+            earlier = _first_nonfinite(self._file.read(start, min(start + step, least)), self.dtype_name)
+            if earlier >= 0:
+                least = start + earlier
+                break
+        raise ValueError(f"{self.path}: holds NaN or infinity, first in row {least}; expected finite numbers")
 
     def _indices(self, indices: Any) -> NDArray[np.int64]:
         index = _validate.integers(indices, "conversations", 1)
@@ -274,139 +368,10 @@ class Pool:
         return index
 
 
+def _first_nonfinite(stored: NDArray[Any], dtype_name: str) -> int:
+    return int(_dispatch.find("first_nonfinite")(stored, dtype_name, _dispatch.threads()))
+
+
 def as_pool(differences: Any) -> Pool:
     """A pool as it is, or a pool made of an array of differences."""
     return differences if isinstance(differences, Pool) else Pool(differences)
-
-
-# ------------------------------------------------------------------------------------------------- files
-
-
-def _open_rows(path: str) -> NDArray[Any]:
-    readers = {
-        ".npy": _open_npy,
-        ".safetensors": _open_safetensors,
-        ".parquet": _open_parquet,
-        ".arrow": _open_arrow,
-        ".feather": _open_arrow,
-    }
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in readers:
-        raise ValueError(f"{path}: unknown kind of file; expected one of {', '.join(readers)}")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: not a regular file")
-    try:
-        return readers[suffix](path)
-    except ImportError:
-        raise
-    except Exception as error:  # a hostile file may raise anything from the reader below us
-        text = str(error) or type(error).__name__
-        raise ValueError(
-            text if text.startswith(path) else f"{path}: not a readable {suffix} file: {text}"
-        ) from error
-
-
-def _open_npy(path: str) -> NDArray[Any]:
-    """Map a .npy file; NumPy checks the header, refuses pickled objects and notices a truncated file."""
-    with np.errstate(over="ignore"):  # of the size of a hostile shape; NumPy refuses it afterwards
-        return np.lib.format.open_memmap(path, mode="r")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError("a key appears twice in the header")
-    return dict(pairs)
-
-
-def _open_safetensors(path: str) -> NDArray[Any]:
-    """Map one tensor of a .safetensors file: 8 bytes of header length, a JSON header, then the tensors."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_size > min(size - 8, _SAFETENSORS_HEADER_LIMIT):
-            raise ValueError("the header is longer than the file")
-        header = json.loads(file.read(header_size), object_pairs_hook=_no_duplicates)
-    if not isinstance(header, dict):
-        raise ValueError("the header is not a JSON object")
-    tensors = {
-        name: entry
-        for name, entry in header.items()
-        if name != "__metadata__" and isinstance(entry, dict) and len(entry.get("shape", ())) == 2
-    }
-    entry = tensors[_only(path, list(tensors), "two-dimensional tensors")]
-    if entry.get("dtype") not in _SAFETENSORS:
-        raise ValueError(
-            f"{path}: tensor has dtype {entry.get('dtype')!r}; expected one of {', '.join(_SAFETENSORS)}"
-        )
-    dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
-    shape = tuple(_validate.whole(k, "shape", 0) for k in entry["shape"])
-    begin, end = (_validate.whole(k, "data_offsets", 0) for k in entry["data_offsets"])
-    if end - begin != shape[0] * shape[1] * dtype.itemsize or 8 + header_size + end > size:
-        raise ValueError(f"{path}: truncated or wrong: {shape} of {entry['dtype']} does not fit its bytes")
-    if entry["dtype"] == "BF16":
-        dtype = np.dtype([("bfloat16", "<u2")])
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=8 + header_size + begin, shape=shape)
-
-
-def _only(path: str, names: list[str], what: str) -> str:
-    for name in COLUMN_NAMES:
-        if name in names:
-            return name
-    if len(names) != 1:
-        raise ValueError(
-            f"{path}: found {len(names)} {what} {names[:5]}; expected one, or one named {COLUMN_NAMES[0]!r}"
-        )
-    return names[0]
-
-
-def _open_parquet(path: str) -> NDArray[Any]:
-    parquet = _validate.require("pyarrow.parquet", "arrow", "reading Parquet")
-    schema = parquet.read_schema(path)
-    return _table_rows(path, parquet.read_table(path, columns=[_list_column(path, schema)]))
-
-
-def _open_arrow(path: str) -> NDArray[Any]:
-    pa = _validate.require("pyarrow", "arrow", "reading Arrow")
-    _validate.require("pyarrow.ipc", "arrow", "reading Arrow")
-    table = pa.ipc.open_file(pa.memory_map(path)).read_all()
-    return _table_rows(path, table.select([_list_column(path, table.schema)]))
-
-
-def _list_column(path: str, schema: Any) -> str:
-    types = _validate.require("pyarrow.types", "arrow", "reading Arrow")
-    lists = [
-        field.name
-        for field in schema
-        if (
-            types.is_fixed_size_list(field.type)
-            or types.is_list(field.type)
-            or types.is_large_list(field.type)
-        )
-        and types.is_floating(field.type.value_type)
-    ]
-    return _only(path, lists, "columns of lists of floats")
-
-
-def _table_rows(path: str, table: Any) -> NDArray[Any]:
-    """One list column as (n, d): without a copy when it is one chunk of fixed-size lists without nulls."""
-    column = table.column(0)
-    if table.num_rows == 0:
-        raise ValueError(f"{path}: the column {table.column_names[0]!r} is empty")
-    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    values = chunk.flatten()
-    d, rest = divmod(len(values), len(chunk))
-    widths = chunk.value_lengths() if hasattr(chunk, "value_lengths") else None
-    ragged = rest != 0 or (
-        widths is not None and widths.null_count == 0 and any(k != d for k in widths.unique().to_pylist())
-    )
-    if chunk.null_count or values.null_count or ragged:
-        raise ValueError(
-            f"{path}: the column {table.column_names[0]!r} has nulls or rows of different lengths"
-        )
-    rows: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(len(chunk), d)
-    return rows

@@ -17,6 +17,7 @@ ORDER = {
         ("_validate",),
         ("_dispatch",),
         ("_linalg", "_kernels"),
+        ("_files",),
         ("pool",),
         ("_backends", "_backends.reference", "_backends.cpu"),
         ("information",),

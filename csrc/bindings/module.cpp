@@ -3,11 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cerrno>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "operations/levels.hpp"
 #include "operations/operations.hpp"
+#include "operations/row_file.hpp"
 #include "operations/selection.hpp"
 
 namespace py = pybind11;
@@ -75,15 +79,47 @@ Rows rows_of(const py::array& rows, const std::string& storage) {
   return r;
 }
 
+Rows rows_of(dal::RowFile& file) {
+  Rows r;
+  r.file = &file;
+  r.storage = file.storage();
+  r.n = file.rows();
+  r.d = file.d();
+  return r;
+}
+
+std::shared_ptr<dal::RowFile> open_rows(const std::string& path, bool named, int descriptor, int scattered,
+                                        const std::tuple<int64_t, int64_t, uint64_t, uint64_t>& state,
+                                        const Integers& first_rows, const Integers& offsets, const std::string& storage,
+                                        int64_t rows, int64_t d, int64_t working_memory) {
+  const dal::FileState opened{std::get<0>(state), std::get<1>(state), std::get<2>(state), std::get<3>(state)};
+  if (rows < 0 || d < 1 || d > (int64_t{1} << 40) || rows > (int64_t{1} << 60) / (8 * d)) refuse("rows: out of range");
+  if (working_memory < dal::RowFile::least_memory(d)) refuse("working_memory: too little");
+  const int64_t count = length(first_rows);
+  const int64_t *first = read(first_rows, "first_rows", {count}), *offset = read(offsets, "offsets", {count});
+  std::vector<dal::FileRun> runs;
+  for (int64_t k = 0; k < count; ++k) {
+    if (k == 0 ? first[k] != 0 : first[k] <= first[k - 1]) refuse("first_rows: must rise from 0");
+    const int64_t end = k + 1 < count ? first[k + 1] : rows;
+    const int64_t bytes = (end - first[k]) * d * dal::storage_bytes(storage_of(storage));
+    if (end < first[k] || offset[k] < 0 || offset[k] > opened.size - bytes) refuse("offsets: beyond the file");
+    runs.push_back({first[k], offset[k]});
+  }
+  if (rows > 0 && runs.empty()) refuse("first_rows: missing");
+  return std::make_shared<dal::RowFile>(path, named, descriptor, scattered, opened, std::move(runs), storage_of(storage), rows,
+                                        d, working_memory);
+}
+
 // A pool as Python hands it over; keeps the arrays alive as long as the call.
 struct PoolView {
   py::array rows;
+  std::shared_ptr<dal::RowFile> file;  // in place of the rows
   std::string storage;
   std::optional<Array<int32_t>> category;
   std::optional<Integers> prompt_offsets, pair_offsets;
 
   Rows view() const {
-    Rows r = rows_of(rows, storage);
+    Rows r = file ? rows_of(*file) : rows_of(rows, storage);
     if (pair_offsets) {
       r.prompts = length(*pair_offsets) - 1;
       if (r.prompts < 0 || !prompt_offsets) refuse("pair_offsets: needs prompt_offsets");
@@ -126,6 +162,48 @@ auto detached(int threads, F f) {
   return f(call);
 }
 
+// A bad row was seen; rows before it may not have been read yet.
+[[noreturn]] void refuse_nonfinite(dal::RowFile& file, int64_t stop, const Call& call) {
+  constexpr int64_t kRows = 1 << 14;
+  for (int64_t start = 0; start < stop; start += kRows) {
+    const int64_t bad = file.first_nonfinite(start, std::min(stop, start + kRows));
+    if (bad >= 0) {
+      stop = bad;
+      break;
+    }
+    poll_sometimes(call);
+  }
+  throw dal::FileError(file.path(), 0,
+                       "holds NaN or infinity, first in row " + std::to_string(stop) + "; expected finite numbers");
+}
+
+// A call on a pool: what lies in a file is looked at before and after, and the blocks of fewer threads are held at once
+// where the working memory has no room for more.
+template <class F>
+auto detached(const Rows& pool, int threads, F f) {
+  if (!pool.file) return detached(threads, f);
+  return detached(threads, [&](const Call& call) {
+    pool.file->check();
+    const Call fewer{pool.file->threads(call.threads), call.interrupt};
+    try {
+      if constexpr (std::is_void_v<decltype(f(fewer))>) {
+        f(fewer);
+        pool.file->check();
+      } else {
+        auto result = f(fewer);
+        pool.file->check();
+        return result;
+      }
+    } catch (const dal::NonfiniteRow& found) {
+      pool.file->check();
+      refuse_nonfinite(*pool.file, found.row, call);
+    } catch (const std::overflow_error&) {
+      pool.file->check();  // numbers of a file that was written to meanwhile may be anything
+      throw;
+    }
+  });
+}
+
 void check_indices(const int64_t* index, int64_t count, int64_t n, const char* name) {
   for (int64_t k = 0; k < count; ++k)
     if (index[k] < 0 || index[k] >= n) refuse(std::string(name) + ": index out of range");
@@ -146,7 +224,7 @@ void margin(const PoolView& pool, const Doubles& reward, Doubles out, int thread
   const Rows r = pool.view();
   const double* theta = read(reward, "reward", {r.d});
   double* to = write(out, "out", {r.n});
-  detached(threads, [&](const Call& call) { dal::margin(r, theta, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::margin(r, theta, to, call); });
 }
 
 using Elementwise = void (*)(const double*, const double*, int64_t, double*, const Call&);
@@ -181,7 +259,7 @@ void leverage(const PoolView& pool, const Doubles& inverse_factor, const std::op
   const int64_t* list = read(conversations, "conversations", {count});
   if (list) check_indices(list, count, r.n, "conversations");
   double* to = write(out, "out", {count});
-  detached(threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call); });
 }
 
 void information_gain(const PoolView& pool, const Doubles& reward, const Doubles& rationality,
@@ -197,7 +275,7 @@ void information_gain(const PoolView& pool, const Doubles& reward, const Doubles
   const int64_t* list = read(conversations, "conversations", {count});
   if (list) check_indices(list, count, r.n, "conversations");
   double* to = write(out, "out", {count, m});
-  detached(threads, [&](const Call& call) {
+  detached(r, threads, [&](const Call& call) {
     dal::information_gain(r, theta, b, m, categories, w, list, count, to, call);
   });
 }
@@ -206,14 +284,14 @@ void information_matrix(const PoolView& pool, const Doubles& weight, double ridg
   const Rows r = pool.view();
   const double* w = read(weight, "weight", {r.n});
   double* to = write(out, "out", {r.d, r.d});
-  detached(threads, [&](const Call& call) { dal::information_matrix(r, w, ridge, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::information_matrix(r, w, ridge, to, call); });
 }
 
 void update_leverage(const PoolView& pool, const Doubles& direction, double coefficient, Doubles out, int threads) {
   const Rows r = pool.view();
   const double* v = read(direction, "direction", {r.d});
   double* to = write(out, "out", {r.n});
-  detached(threads, [&](const Call& call) { dal::update_leverage(r, v, coefficient, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::update_leverage(r, v, coefficient, to, call); });
 }
 
 double bradley_terry_loss(const PoolView& pool, const Doubles& choice, const Doubles& reward, const Doubles& rationality,
@@ -224,7 +302,7 @@ double bradley_terry_loss(const PoolView& pool, const Doubles& choice, const Dou
   const double *b = read(rationality, "rationality", {r.n}), *v = read(sample_weight, "sample_weight", {r.n});
   double* g = write(gradient, "gradient", {r.d});
   double* gb = write(rationality_gradient, "rationality_gradient", {r.n});
-  return detached(threads, [&](const Call& call) { return dal::bradley_terry_loss(r, y, theta, b, v, g, gb, call); });
+  return detached(r, threads, [&](const Call& call) { return dal::bradley_terry_loss(r, y, theta, b, v, g, gb, call); });
 }
 
 py::array_t<int64_t> as_array(const std::vector<int64_t>& v) {
@@ -290,7 +368,7 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
       py::gil_scoped_acquire hold;
       progress(done, total);
     };
-  const dal::Selection s = detached(threads, [&](const Call& call) { return dal::select_batch(p, call, report); });
+  const dal::Selection s = detached(p.pool, threads, [&](const Call& call) { return dal::select_batch(p, call, report); });
   py::dict counters, out;
   py::list stages;
   stages.append(s.route);
@@ -325,10 +403,33 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.def("available_levels", &dal::available_levels);
   m.def("pool_size", &dal::pool_size);
 
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const dal::FileError& error) {
+      if (error.code == 0) {
+        PyErr_SetString(PyExc_ValueError, error.what());
+      } else {
+        const py::tuple arguments = py::make_tuple(error.code, std::strerror(error.code), error.path);
+        PyErr_SetObject(PyExc_OSError, arguments.ptr());
+      }
+    }
+  });
+  py::class_<dal::RowFile, std::shared_ptr<dal::RowFile>>(m, "RowFile")
+      .def(py::init(&open_rows), py::arg("path"), py::arg("named"), py::arg("descriptor"), py::arg("scattered"), py::arg("state"),
+           py::arg("first_rows").noconvert(), py::arg("offsets").noconvert(), py::arg("storage"), py::arg("rows"),
+           py::arg("d"), py::arg("working_memory"));
   py::class_<PoolView>(m, "PoolView")
+      .def(py::init([](std::shared_ptr<dal::RowFile> file, std::string storage, std::optional<Array<int32_t>> category,
+                       std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets) {
+             return PoolView{py::array(), std::move(file), std::move(storage), std::move(category),
+                             std::move(prompt_offsets), std::move(pair_offsets)};
+           }),
+           py::arg("rows").none(false), py::arg("storage"), py::arg("category").noconvert() = py::none(),
+           py::arg("prompt_offsets").noconvert() = py::none(), py::arg("pair_offsets").noconvert() = py::none())
       .def(py::init([](py::array rows, std::string storage, std::optional<Array<int32_t>> category,
                        std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets) {
-             return PoolView{std::move(rows), std::move(storage), std::move(category), std::move(prompt_offsets),
+             return PoolView{std::move(rows), nullptr, std::move(storage), std::move(category), std::move(prompt_offsets),
                              std::move(pair_offsets)};
            }),
            py::arg("rows").noconvert(), py::arg("storage"), py::arg("category").noconvert() = py::none(),

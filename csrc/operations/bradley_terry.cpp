@@ -19,8 +19,8 @@ double bradley_terry_loss(const Rows& rows, const double* choice, const double* 
   std::vector<std::vector<double>> scratch(static_cast<size_t>(call.threads));
   parallel_for(chunks, call, [&](int64_t chunk, int worker) {
     auto& mine = scratch[static_cast<size_t>(worker)];
-    const int64_t most = std::min<int64_t>(per_chunk, chunk_rows(d));
-    if (rows.pairs()) mine.resize(static_cast<size_t>((most + 1) * d));
+    const int64_t most = std::min<int64_t>(per_chunk, chunk_rows(rows));
+    if (rows.needs_scratch()) mine.resize(static_cast<size_t>((most + 1) * d));
     const int64_t end = std::min(n, (chunk + 1) * per_chunk);
     for (int64_t start = chunk * per_chunk; start < end; start += most) {
       const int64_t stop = std::min(end, start + most);

@@ -48,7 +48,7 @@ class FirstLook {
     out.route = route.name;
     out.directions = route.screen ? route.screen->directions() : 0;
     out.bound.resize(static_cast<size_t>(p_.pool.n));
-    const int64_t per_chunk = chunk_rows(p_.pool.d);
+    const int64_t per_chunk = chunk_rows(p_.pool);
     std::vector<SinglePass::Space> spaces(static_cast<size_t>(call_.threads));
     std::vector<std::vector<double>> leverages(static_cast<size_t>(call_.threads));
     parallel_for(chunks_of(p_.pool.n, per_chunk), call_, [&](int64_t chunk, int worker) {
@@ -149,6 +149,7 @@ class FirstLook {
       space.reserve(p_.pool, per_chunk);
       const int64_t start = chunk * per_chunk, many = std::min(count - start, per_chunk);
       double* x = space.scratch.data();
+      for (int64_t i = start * step; i < (start + many) * step; i += step) expect(p_.pool, &i, 1);
       for (int64_t q = 0; q < many; ++q) gather(k_, p_.pool, (start + q) * step, x + q * d, x + many * d);
       const Block block{x, Storage::f64};
       double h[per_chunk];

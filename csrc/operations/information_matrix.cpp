@@ -25,12 +25,13 @@ void information_matrix(const Rows& rows, const double* weight, double ridge, do
   const int64_t d = rows.d, tr = k.tile_rows, tc = k.tile_columns;
   const int64_t down = chunks_of(d, tr), across = chunks_of(d, tc), stride = across * tc;
   std::vector<double> sum(static_cast<size_t>(down * tr * stride), 0.0);
-  std::vector<double> x(static_cast<size_t>((kLabels + 1) * d));
+  std::vector<double> x(static_cast<size_t>(kLabels * d));
+  std::vector<double> scratch(rows.needs_scratch() ? static_cast<size_t>((kLabels + 1) * d) : 0);
   std::vector<double> left(static_cast<size_t>(down * tr * kLabels)), right(static_cast<size_t>(stride * kLabels));
   for (int64_t start = 0; start < rows.n; start += kLabels) {
     const int64_t labels = std::min(kLabels, rows.n - start);
-    const Block block = block_of(k, rows, start, start + labels, x.data());
-    if (block.rows != x.data()) k.to_double(block.rows, block.storage, labels * d, x.data());
+    const Block block = block_of(k, rows, start, start + labels, scratch.data());
+    k.to_double(block.rows, block.storage, labels * d, x.data());
     pack_labels(x.data(), weight + start, labels, d, tr, left.data());
     pack_labels(x.data(), nullptr, labels, d, tc, right.data());
     // Lower triangle only: tiles whose last row reaches their first column.

@@ -18,13 +18,16 @@ class Leverage {
 
   // Working space of one thread, for at most `count` conversations at a time.
   struct Space {
-    std::vector<double> rows;
-    void reserve(int64_t count, int64_t d) { rows.resize(static_cast<size_t>((count + 1) * d)); }
+    std::vector<double> rows, scratch;
+    void reserve(const Rows& pool, int64_t count) {
+      rows.resize(static_cast<size_t>((count + 1) * pool.d));
+      if (pool.needs_scratch()) scratch.resize(rows.size());
+    }
   };
 
   // out[q] = h of conversation start + q
   void run(const Rows& pool, int64_t start, int64_t stop, Space& space, double* out) const {
-    const Block block = block_of(kernels_, pool, start, stop, space.rows.data());
+    const Block block = block_of(kernels_, pool, start, stop, space.scratch.data());
     const double* x = space.rows.data();
     if (block.storage == Storage::f64) {
       x = static_cast<const double*>(block.rows);
@@ -37,6 +40,7 @@ class Leverage {
   // out[q] = h of conversation list[q]; the rows stay in space.rows as float64
   void list(const Rows& pool, const int64_t* conversations, int64_t count, Space& space, double* out) const {
     double* other = space.rows.data() + count * d_;
+    expect(pool, conversations, count);
     for (int64_t q = 0; q < count; ++q) gather(kernels_, pool, conversations[q], space.rows.data() + q * d_, other);
     kernels_.whitened_squares_double(space.rows.data(), count, d_, packed_.data(), out);
   }
@@ -53,13 +57,13 @@ void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t
                    const Call& call, F f) {
   const KernelTable& k = kernels();
   const Leverage whiten(k, inverse_factor, pool.d);
-  const int64_t per_chunk = chunk_rows(pool.d);
+  const int64_t per_chunk = chunk_rows(pool);
   std::vector<Leverage::Space> spaces(static_cast<size_t>(call.threads));
   std::vector<std::vector<double>> squares(static_cast<size_t>(call.threads));
   parallel_for(chunks_of(count, per_chunk), call, [&](int64_t chunk, int worker) {
     Leverage::Space& space = spaces[static_cast<size_t>(worker)];
     auto& h = squares[static_cast<size_t>(worker)];
-    space.reserve(per_chunk, pool.d);
+    space.reserve(pool, per_chunk);
     h.resize(static_cast<size_t>(per_chunk));
     const int64_t start = chunk * per_chunk, stop = std::min(count, start + per_chunk);
     if (conversations) {

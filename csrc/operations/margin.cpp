@@ -14,12 +14,12 @@ namespace {
 template <class F>
 void each_block(const Rows& pool, const Call& call, F f) {
   const KernelTable& k = kernels();
-  const int64_t per_chunk = chunk_rows(pool.d);
+  const int64_t per_chunk = chunk_rows(pool);
   std::vector<std::vector<double>> scratch(static_cast<size_t>(call.threads));
   parallel_for(chunks_of(pool.n, per_chunk), call, [&](int64_t chunk, int worker) {
     const int64_t start = chunk * per_chunk, stop = std::min(pool.n, start + per_chunk);
     auto& mine = scratch[static_cast<size_t>(worker)];
-    if (pool.pairs()) mine.resize(static_cast<size_t>((per_chunk + 1) * pool.d));
+    if (pool.needs_scratch()) mine.resize(static_cast<size_t>((per_chunk + 1) * pool.d));
     f(k, block_of(k, pool, start, stop, mine.data()), start, stop - start);
   });
 }

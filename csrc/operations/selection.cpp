@@ -164,6 +164,7 @@ class Engine {
       ++result_.rows_rescored;
     }
     if (spaces_.empty()) spaces_.resize(static_cast<size_t>(call_.threads));
+    expect(p_.pool, list.data(), static_cast<int64_t>(list.size()));
     // Waking another thread takes longer than a few million multiply-adds.
     const Call call{work < 4e6 ? 1 : call_.threads, call_.interrupt};
     parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRun), call, [&](int64_t chunk, int worker) {

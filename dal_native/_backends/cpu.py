@@ -34,9 +34,8 @@ def capabilities() -> dict[str, Any]:
 
 
 def _view(pool: Pool) -> _kernels.PoolView:
-    return _kernels.PoolView(
-        pool.rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets
-    )
+    rows = pool.stored(_kernels.RowFile)
+    return _kernels.PoolView(rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets)
 
 
 def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:

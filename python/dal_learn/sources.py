@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import dal_native as dn
 from dal_native import _validate
+from dal_native._files import mapped_rows
 from dal_native.pool import decode
 
 from ._files import (
@@ -675,7 +676,7 @@ def _vectors(path: PathLike) -> NDArray[Any]:
     if not Path(path).is_file():
         raise FileFormatError(path, None, "no such file")
     try:
-        pool = dn.Pool.open(os.fspath(path))
+        pool = dn.Pool(mapped_rows(os.fspath(path)))
     except ValueError as error:
         message = str(error)
         where = os.fspath(path)
