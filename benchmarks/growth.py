@@ -15,6 +15,7 @@ from typing import Any
 
 import dal_native as dn
 from benchmarks import common
+from benchmarks.peers.exchange import measured
 from benchmarks.peers.numpy_loop import numpy_loop
 from dal_native.testing import Problem
 
@@ -64,16 +65,19 @@ def warm(p: Problem, size: int) -> dict[str, Any]:
 def _pairs(
     p: Problem, select: Callable[[], dn.Batch], after: Callable[[dn.Batch], object] = lambda batch: None
 ) -> dict[str, Any]:
-    times, units = [], []
+    times, units, memory = [], [], 0
     for _ in range(RUNS):
         units.append(common.read_seconds(p.differences))
-        batch, took = common.timed(select)
+        batch, took, _, grown = measured(select)
         times.append(took)
+        memory = max(memory, grown)
         after(batch)
     return {
         "seconds": statistics.median(times),
         "reads": statistics.median(took / unit for took, unit in zip(times, units, strict=True)),
         "read_seconds": min(units),
+        "pool_bytes": p.differences.nbytes,
+        "memory_share": memory / p.differences.nbytes,
         "stages": batch.counters["stages"],
         "rows_rescored": batch.counters["rows_rescored"],
         "d_efficiency": batch.d_efficiency,
@@ -144,11 +148,13 @@ def plot(axis: str, found: dict[str, Any], path: Path) -> None:
 
 def markdown(axis: str, found: dict[str, Any]) -> str:
     """The plot and the table of one axis, with where they come from."""
-    head = [AXES[axis][0], "one read"]
+    head = [AXES[axis][0], "one read", "memory beyond the pool"]
     lines = [[f"{value:,}"] for value in found["values"]]
     first = next(iter(found["series"].values()))
     for line, point in zip(lines, first, strict=True):
-        line.append(f"{common.figure(1e3 * point['read_seconds'])} ms")
+        bandwidth = point["pool_bytes"] / point["read_seconds"] / 1e9
+        line.append(f"{common.figure(1e3 * point['read_seconds'])} ms ({bandwidth:.0f} GB/s)")
+        line.append(f"{100 * point['memory_share']:.1f} %")
     for name, points in found["series"].items():
         head.append(name)
         for line, point in zip(lines, points, strict=True):

@@ -58,9 +58,9 @@ def hand_over(folder: Path, given: Given) -> None:
 
 
 def take_over(folder: Path) -> Given:
-    """Read a problem from a folder, all of it into memory."""
+    """A problem from a folder, its arrays mapped: what a peer does not read takes no memory."""
     return Given(
-        **{name: np.load(folder / f"{name}.npy") for name in ARRAYS},
+        **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS},
         size=json.loads((folder / "size.json").read_text()),
     )
 
