@@ -230,6 +230,12 @@ def read_plainly(path: Path) -> None:
             pass
 
 
+def _cold(path: Path, call: Callable[[], Any]) -> tuple[Any, float]:
+    """A call's result and time, with nothing of the file in memory when it starts."""
+    forget(path)
+    return common.timed(call)
+
+
 def streamed(shrink: int, gigabytes: float, memory: float, folder: Path | None) -> Figures:
     """A float16 pool in a file, d = 512: a Selector's rounds against plainly reading the file, both cold."""
     d = 512
@@ -245,13 +251,13 @@ def streamed(shrink: int, gigabytes: float, memory: float, folder: Path | None) 
         )
         p = _labelled(pool, rng)
         rounds, plain, took, stages = common.Rounds(pool, p), [], [], []
-        before = resident("VmRSS")
-        peak = 0
-        for _ in range(4):
-            forget(path)
-            plain.append(once(lambda: read_plainly(path)))
-            forget(path)
-            batch, seconds, highest, _grown = measured(lambda: rounds.select(64))
+        before, peak = resident("VmRSS"), 0
+        for turn in range(5):
+            if turn % 2 == 0:  # in turns, as a disk may answer faster what it was asked for just before
+                plain.append(_cold(path, lambda: read_plainly(path))[1])
+            (batch, _, highest, _), seconds = _cold(path, lambda: measured(lambda: rounds.select(64)))
+            if turn % 2 == 1:
+                plain.append(_cold(path, lambda: read_plainly(path))[1])
             took.append(seconds)
             peak = max(peak, highest)
             stages.append(batch.counters["stages"][0])

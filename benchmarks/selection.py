@@ -3,6 +3,9 @@ axis of the problem: size, batch, labels, teachers, spectrum, storage type, cons
 and warm. The outside baseline is what a careful NumPy user writes.
 """
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 import dal_native as dn
@@ -22,6 +25,7 @@ class _Selection:
     def prepare(self, problem, batch=BATCH, **options):
         self.problem, self.batch, self.options = problem, batch, options
         self.arguments = common.arguments(problem)
+        self.rows = self.arguments[0].rows  # what a read is of
 
     def select(self, **more):
         return dn.select_batch(*self.arguments, self.batch, **self.options, **more)
@@ -33,7 +37,7 @@ class _Selection:
         self.select()
 
     def track_reads_select(self, *_):
-        return common.reads(self.select, self.arguments[0].rows)
+        return common.reads(self.select, self.rows)
 
     track_reads_select.unit = "reads of the pool"
 
@@ -162,6 +166,24 @@ class SelectCompletions(_Selection):
 
     def setup(self, size):
         self.prepare(common.completion_problem(*size))
+
+
+class SelectFiles(_Selection):
+    """A pool streamed from a .npy file that the system keeps in memory; a read is of rows in memory."""
+
+    params = (SIZES, ["float32", "float16"], [1, 16])
+    param_names = ("n, d", "dtype", "working memory, MB")
+
+    def setup(self, size, dtype, megabytes):
+        self.prepare(common.pool_problem(*size, dtype=dtype))
+        self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name) / "pool.npy"
+        np.save(path, self.rows)
+        pool = dn.Pool.open(path, self.problem.category, working_memory=megabytes << 20)
+        self.arguments = (pool, *self.arguments[1:])
+
+    def teardown(self, *_):
+        self.folder.cleanup()
 
 
 class SelectorRounds:

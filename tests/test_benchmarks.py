@@ -54,6 +54,7 @@ def test_smallest_size(item, method):
         benchmark = item()
         benchmark.setup(*smallest)
         result = getattr(benchmark, method)(*smallest)
+        getattr(benchmark, "teardown", lambda *_: None)(*smallest)
         if method == "track_error":
             assert result <= ERROR.get(item.__name__, 1e-6)
         elif method == "track_same_picks":
@@ -65,14 +66,16 @@ def test_smallest_size(item, method):
 
 
 @pytest.mark.parametrize(
-    ("part", "shrink"), [("small", 400), ("warm", 2_000), ("completions", 2_000), ("threads", 2_000)]
+    ("part", "shrink"),
+    [("small", 400), ("warm", 2_000), ("completions", 2_000), ("threads", 2_000), ("streamed", 1)],
 )
 def test_figures(part, shrink, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(FOLDER.parent)
     figures = importlib.import_module("benchmarks.figures")
     monkeypatch.setattr(figures, "sgemm_speed", lambda: 1e11)
     monkeypatch.setattr(figures, "RUNS", 1)
-    figures.main([part, "--shrink", str(shrink), "--out", str(tmp_path / "out.json")])
+    size = ["--gigabytes", "0.004", "--memory", "0.001", "--folder", str(tmp_path)]
+    figures.main([part, "--shrink", str(shrink), "--out", str(tmp_path / "out.json"), *size])
     report = json.loads((tmp_path / "out.json").read_text())
     assert {"machine", "versions", "commit", "command", part} <= set(report)
     assert part != "small" or report[part]["same_picks"]
