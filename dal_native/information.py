@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigvalsh
 
 from dal_native import _dispatch, _linalg, _validate
 from dal_native.pool import Pool, as_pool
@@ -218,40 +217,6 @@ def as_matrix(M: Any, d: int) -> Floats:
             raise ValueError(f"M has shape ({M.d}, {M.d}); expected ({d}, {d})")
         return M.matrix
     return _validate.symmetric(M, d)
-
-
-def certified_ratio(new: Floats, old: Floats) -> float | None:
-    """A ratio r > 0, as large as can be proved in float64, with new - r old positive semidefinite; or None.
-
-    Then every leverage at ``new`` is at most the leverage at ``old`` divided by r.
-    """
-    try:
-        lower = _linalg.triangular_inverse(_linalg.cholesky(old))
-        with _dispatch.single_threaded_blas():
-            smallest = float(eigvalsh(lower @ new @ lower.T, subset_by_index=[0, 0])[0])
-    except np.linalg.LinAlgError:
-        return None
-    # room for the rounding of the eigenvalue, which grows with the condition of both matrices
-    for share in (0.9999, 0.99, 0.9, 0.5):
-        if _exceeds(new, share * smallest, old):
-            return share * smallest
-    return None
-
-
-def _exceeds(new: Floats, ratio: float, old: Floats) -> bool:
-    """Whether a Cholesky factorisation proves that new - ratio old is positive semidefinite.
-
-    One that succeeds has a backward error below (d + 1) eps times the trace: that much is taken off first.
-    """
-    if not ratio > 0.0:
-        return False
-    d = len(new)
-    shift = 4.0 * (d + 1) * np.finfo(np.float64).eps * (np.trace(new) + ratio * np.trace(old))
-    try:
-        _linalg.cholesky(new - ratio * old - shift * np.eye(d))
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def leverage_from_factor(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dal_native import _dispatch, _linalg, _validate
-from dal_native.information import as_matrix, certified_ratio
+from dal_native._reuse import Factored, certified_bound, first_unequal
+from dal_native.information import as_matrix
 from dal_native.pool import Pool, as_pool
 
 Floats = NDArray[np.float64]
@@ -48,6 +50,11 @@ class SelectionProblem:
     known_leverage: NDArray[np.float32] | None = None  # (n,)
     known_scale: float = 1.0
     leverage_out: NDArray[np.float32] | None = None  # (n,)
+
+    @cached_property
+    def inverse_factor(self) -> Floats:
+        """L^-1, (d, d), of the factor L."""
+        return _linalg.triangular_inverse(self.factor)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,17 +192,71 @@ def select_batch(
     return _finish(problem, _dispatch.find("select_batch", backend)(problem))
 
 
+#: From so many conversations a feature on, reading the pool costs more than proving what is known of it.
+_REUSE_FROM = 10
+#: What a product in single precision may lose by underflow, subnormal numbers flushed or not.
+_UNDERFLOW = np.float32(2.0**-125)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """Upper bounds of all leverages, and the M at which they hold. Never changed: threads share them."""
+
+    leverage: NDArray[np.float32]  # (n,), infinite where nothing is known
+    at: Factored
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What a Selector knows of the leverages of one pool.
+
+    Bounds that go from round to round lose a ratio at each. So the ones that a look at all rows has left are
+    kept with their M, beside the last round's, which also hold what was computed of single rows since: a
+    ratio from further back is never below the product of those in between.
+    """
+
+    pool: Pool
+    looked: _Bounds  # of the last round that looked at all rows
+    since: _Bounds | None = None  # of the last round that did not
+
+    def at(self, new: Factored) -> NDArray[np.float32] | None:
+        """Bounds at another M, (n,), or None where nothing can be proved there."""
+        out = None
+        for bounds in (self.looked, self.since):
+            proved = None if bounds is None else certified_bound(new, bounds.at)
+            if bounds is None or proved is None or not 2.0**-100 < proved.ratio < 2.0**100:
+                continue
+            # upwards by more than the factor, the product and, at the lower end, its underflow are rounded
+            moved = bounds.leverage * np.float32((1.0 + 2.0**-22) / proved.ratio) + _UNDERFLOW
+            out = moved if out is None else np.minimum(out, moved, out=out)
+        return out
+
+    def after(self, found: _Bounds, route: str) -> _Known:
+        """What is known after a round has left these."""
+        return replace(self, since=found) if route == "warm" else _Known(self.pool, found)
+
+    def moved_to(self, pool: Pool, previous: Integers) -> _Known:
+        """The same for another pool, of which conversation i was ``previous[i]``, or new where that is -1."""
+        since = None if self.since is None else _carried(self.since, pool, previous)
+        return _Known(pool, _carried(self.looked, pool, previous), since)
+
+
 class Selector:
     """Selection of batch after batch from one pool, with what is known of its leverages kept between rounds.
 
-    Every selection leaves upper bounds of the leverages, 4 bytes for each conversation. As far as the next M
-    exceeds the last (M_new - r M_old positive semidefinite, r proved in float64), bounds divided by r hold
-    again; where they leave few rows to look at, they replace the product over the pool. The picks are those
-    of `select_batch`.
+    Selections leave upper bounds of the leverages, 4 bytes for each conversation. As far as a later M exceeds
+    the one they were found at (M_new - r M_old positive semidefinite, r proved in float64), bounds divided by
+    r hold again; where they leave few rows to look at, they replace the product over the pool. The picks are
+    those of `select_batch`, whatever changed in between: theta, rationality, labels added or removed, ridge,
+    options, backend, pool (`replace_pool`). A call that fails leaves what was known before it.
 
     Parameters
     ----------
     pool : Pool or array_like, (n, d)
+
+    Notes
+    -----
+    Threads may call one Selector at once; each sees one whole state. Copies and pickles take it along.
 
     Examples
     --------
@@ -207,7 +268,7 @@ class Selector:
 
     def __init__(self, pool: Any) -> None:
         self.pool = as_pool(pool)
-        self._known: tuple[NDArray[np.float32], Floats] | None = None  # bounds, and the M at which they hold
+        self._known: _Known | None = None  # used only while it is of self.pool
 
     def select(
         self, reward: Any, rationality: Any, M: Any, size: int, *, backend: str = "auto", **options: Any
@@ -220,20 +281,95 @@ class Selector:
         >>> len(dn.Selector(np.eye(3)).select(np.zeros(3), [1.0], np.eye(3), 2, exclude=[[0, -1]]))
         2
         """
-        problem = _problem(self.pool, reward, rationality, M, size, **options)
-        known, self._known = self._known, None  # lost if this call fails; another thread starts without
-        ratio = None if known is None else certified_ratio(problem.matrix, known[1])
-        # a backend, or a method, that leaves no bounds leaves infinity: no bound at all
-        bounds = np.full(len(self.pool), np.inf, np.float32)
-        problem = replace(
-            problem,
-            known_leverage=None if known is None or ratio is None else known[0],
-            known_scale=1.0 if ratio is None else 1.0 / ratio,
-            leverage_out=bounds,
-        )
-        batch = _finish(problem, _dispatch.find("select_batch", backend)(problem))
-        self._known = bounds, problem.matrix.copy()
+        pool, known = self.pool, self._known  # as of now: another thread may replace both
+        problem = _problem(pool, reward, rationality, M, size, **options)
+        run = _dispatch.find("select_batch", backend)
+        if problem.method == "dense" or len(pool) < _REUSE_FROM * pool.d:
+            return _finish(problem, run(problem))
+        at = Factored(problem.matrix, problem.factor, float(np.linalg.norm(problem.inverse_factor)))
+        known = known if known is not None and known.pool is pool else None
+        here = None if known is None else known.at(at)
+        found = np.full(len(pool), np.inf, np.float32)  # a backend may leave nothing
+        batch = _finish(problem, run(replace(problem, known_leverage=here, leverage_out=found)))
+        if not np.isinf(found).all():
+            bounds, route = _Bounds(found, at), batch.counters["stages"][0]
+            self._known = _Known(pool, bounds) if known is None else known.after(bounds, route)
         return batch
+
+    def replace_pool(self, pool: Any, previous: Any = None) -> None:
+        """Go on with another pool: conversations added, dropped, reordered, or stored in another type.
+
+        What is known of conversations that are in both pools is kept. Their rows are compared by value: a
+        wrong claim is refused, because it is a mistake in the caller's book-keeping that would otherwise show
+        as lost speed only. Foreign rows never change a pick.
+
+        Parameters
+        ----------
+        pool : Pool or array_like, (n_new, d)
+            The pool of the selections to come; of differences or of completions.
+        previous : array_like of int, (n_new,), optional
+            Where each conversation stood in the pool so far, -1 for a new one. When absent, conversation i is
+            taken to be i of the pool so far, as far as that goes: conversations were appended, or cut off at
+            the end.
+
+        Raises
+        ------
+        ValueError
+            For a pool of another number of features, indices that do not fit, or a conversation whose row
+            differs from the one it is said to be; the selector is unchanged.
+
+        Examples
+        --------
+        >>> import dal_native as dn, numpy as np
+        >>> rows = np.arange(12.0).reshape(6, 2)
+        >>> selector = dn.Selector(rows)
+        >>> first = selector.select([1.0, 0.0], [1.0], np.eye(2), 2)
+        >>> kept = np.delete(np.arange(6), first.conversation)  # without those asked
+        >>> selector.replace_pool(rows[kept], kept)
+        >>> len(selector.pool)
+        4
+        """
+        old, known, new = self.pool, self._known, as_pool(pool)
+        if new.d != old.d:
+            raise ValueError(f"pool has {new.d} features; expected {old.d}, as the pool so far")
+        if previous is None:
+            index = np.arange(len(new), dtype=np.int64)
+            index[len(old) :] = -1
+        else:
+            index = _validate.integers(previous, "previous", 1)
+            _validate.length(index, len(new), "previous", "conversation")
+            if len(index) and (int(index.min()) < -1 or int(index.max()) >= len(old)):
+                bad = int(index.min()) if int(index.min()) < -1 else int(index.max())
+                raise ValueError(f"previous holds {bad}; expected -1 or conversations below {len(old)}")
+        wrong = first_unequal(new, old, index)
+        if wrong >= 0:
+            raise ValueError(
+                f"conversation {wrong} differs from conversation {int(index[wrong])} of the pool so far; "
+                "expected equal rows (-1 in previous marks a new conversation)"
+            )
+        if known is not None and known.pool is old:
+            self._known = known.moved_to(new, index)
+        self.pool = new
+
+
+#: Leverages of new conversations are computed at once while they are no larger a share of the pool.
+_FEW_NEW = 0.125
+
+
+def _carried(bounds: _Bounds, pool: Pool, previous: Integers) -> _Bounds:
+    """Bounds for another pool: those known, and of a few new conversations the leverages, rounded up."""
+    leverage = np.full(len(pool), np.inf, np.float32)
+    old = previous >= 0
+    leverage[old] = bounds.leverage[previous[old]]
+    fresh = np.flatnonzero(~old)
+    if 0 < len(fresh) <= _FEW_NEW * len(pool) and bounds.at.kept > 0.0:
+        exact = np.empty(len(fresh))
+        _dispatch.find("leverage")(pool, bounds.at.factor, fresh, exact, _dispatch.threads())
+        with np.errstate(over="ignore", under="ignore"):
+            # products with W are off by no more, relatively, than W itself
+            leverage[fresh] = exact / bounds.at.kept**2 * (1.0 + 2.0**-22) + _UNDERFLOW
+    leverage[np.isnan(leverage)] = np.inf
+    return _Bounds(leverage, bounds.at)
 
 
 def _problem(

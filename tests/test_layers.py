@@ -21,6 +21,7 @@ ORDER = {
         ("pool",),
         ("_backends", "_backends.reference", "_backends.cpu"),
         ("information",),
+        ("_reuse",),
         ("selection",),
         ("operations",),
         ("testing",),

@@ -137,7 +137,7 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.rationality,
             problem.matrix,
             problem.factor,
-            _linalg.triangular_inverse(problem.factor),
+            problem.inverse_factor,
             *spectrum,
             problem.available,
             problem.capacity,

@@ -12,7 +12,6 @@ import scipy.linalg
 import dal_native as dn
 from dal_native import _linalg
 from dal_native import testing as t
-from dal_native.information import certified_ratio
 
 SIZES_D = (1, 2, 3, 7, 8, 9, 16, 33, 65)
 
@@ -117,29 +116,6 @@ def test_other_cython_modules_can_cimport_the_routines(tmp_path):
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     assert peer.log_det(np.diag([1.0, np.e])) == pytest.approx(2.0)
-
-
-@pytest.mark.parametrize("d", SIZES_D)
-@pytest.mark.parametrize("power", [0.0, 3.0, 7.0])
-def test_certified_ratio(d, power):
-    """new - r old is positive definite in extended precision; r is not far from the largest such number."""
-    rng = np.random.default_rng(d)
-    old = spd(d, d, power)
-    x = rng.standard_normal((3, d))
-    for scale, new in ((0.5, 0.5 * old), (1.0, old + x.T @ x), (1e-3, 1e-3 * old + 1e-9 * x.T @ x)):
-        ratio = certified_ratio(new, old)
-        assert scale * 0.49 <= ratio
-        assert power > 5 or scale * 0.999 <= ratio
-        difference = new.astype(np.longdouble) - np.longdouble(ratio) * old.astype(np.longdouble)
-        assert np.isfinite(t.oracle_log_det(difference))
-        h, before = t.oracle_leverage(x, new), t.oracle_leverage(x, old)
-        assert (h <= before / ratio).all()
-
-
-def test_no_ratio_is_certified_where_there_is_none():
-    assert certified_ratio(np.eye(2), np.diag([1.0, 0.0])) is None
-    assert certified_ratio(np.diag([1.0, -1.0]), np.eye(2)) is None
-    assert certified_ratio(np.diag([1.0, 1e-18]), np.eye(2)) is None
 
 
 # ------------------------------------------------------------------------------------ InformationMatrix
