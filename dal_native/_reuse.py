@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 
 from dal_native import _dispatch, _linalg
-from dal_native.pool import BLOCK_NUMBERS, Pool, decode
+from dal_native.pool import BLOCK_NUMBERS, Pool
 
 Floats = NDArray[np.float64]
 
@@ -384,8 +384,7 @@ def first_unequal(new: Pool, old: Pool, previous: NDArray[np.int64]) -> int:
 
 def _equal(new: Pool, i: NDArray[np.int64], old: Pool, j: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether conversations i of one pool have the differences of conversations j of the other."""
-    resident = isinstance(new.rows, np.ndarray) and isinstance(old.rows, np.ndarray)
-    if not resident or (new.prompt_offsets is None) != (old.prompt_offsets is None):
+    if (new.prompt_offsets is None) != (old.prompt_offsets is None):
         return np.asarray((new.take(i) == old.take(j)).all(axis=1))
     if new.prompt_offsets is None:
         return _equal_rows(new, i, old, j)
@@ -396,13 +395,21 @@ def _equal(new: Pool, i: NDArray[np.int64], old: Pool, j: NDArray[np.int64]) -> 
 
 
 def _equal_rows(new: Pool, i: NDArray[np.int64], old: Pool, j: NDArray[np.int64]) -> NDArray[np.bool_]:
-    x, y = new.rows[_run(i)], old.rows[_run(j)]
-    if new.dtype_name == old.dtype_name:
-        bits = f"u{x.dtype.itemsize}"
-        equal = np.asarray((x.view(bits) == y.view(bits)).all(axis=1))
+    """Whether stored rows, of differences or completions, have the same values."""
+    if new.rows is not None and old.rows is not None and new.dtype_name == old.dtype_name:
+        bits = f"u{new.rows.dtype.itemsize}"
+        equal = np.asarray((new.stored()[_run(i)].view(bits) == old.stored()[_run(j)].view(bits)).all(axis=1))
         if equal.all():
             return equal
-    return np.asarray((decode(x, new.dtype_name) == decode(y, old.dtype_name)).all(axis=1))
+    return np.asarray((_values(new, i) == _values(old, j)).all(axis=1))
+
+
+def _values(pool: Pool, rows: NDArray[np.int64]) -> Floats:
+    """Stored rows as float64; of a file, those next to each other are read in one go."""
+    at = _run(rows)
+    if isinstance(at, slice) and pool.prompt_offsets is None:
+        return pool.block(at.start, at.stop)
+    return pool._gathered(rows)
 
 
 def _run(index: NDArray[np.int64]) -> slice | NDArray[np.int64]:

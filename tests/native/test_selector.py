@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -454,6 +455,42 @@ def test_prompts_dropped_and_added_to_a_pool_of_completions():
     differences = new.block(0, len(new))
     selector.replace_pool(differences)
     same(selector.select(*arguments, backend="cpu"), dn.select_batch(differences, *arguments, backend="cpu"))
+
+
+@pytest.mark.parametrize("name", ["pool.npy", "pool.safetensors"])
+def test_pools_that_stay_in_files(tmp_path, name):
+    """Resident to streamed, streamed to a streamed selection of it, and back; completions too."""
+    selector, problem, arguments = started()
+
+    def streamed(rows, name, **options):
+        if name.endswith(".npy"):
+            np.save(tmp_path / name, rows)
+        else:
+            safetensors.numpy.save_file({"differences": rows}, tmp_path / name)
+        return dn.Pool.open(tmp_path / name, working_memory=1 << 20, **options)
+
+    pool = streamed(problem.differences, name, category=problem.category)
+    assert pool.rows is None
+    selector.replace_pool(pool)
+    batch = selector.select(*arguments, backend="cpu")
+    assert stage(batch) == "warm"
+    same(batch, dn.select_batch(problem.pool(), *arguments, backend="cpu"))
+    index = np.random.default_rng(0).permutation(6_000)[:4_000]
+    fewer = streamed(problem.differences[index], "fewer" + name, category=problem.category[index])
+    selector.replace_pool(fewer, index)
+    batch = selector.select(*arguments, backend="cpu")
+    assert stage(batch) == "warm"
+    same(batch, dn.select_batch(fewer, *arguments, backend="cpu"))
+    with pytest.raises(ValueError, match="conversation 0 differs"):
+        selector.replace_pool(pool)
+    rows, offsets = completions()
+    there = streamed(rows, "completions" + name, prompt_offsets=offsets)
+    selector = dn.Selector(dn.Pool.from_completions(rows, offsets))
+    rounds = np.ones(16), [1.0, 0.5], np.eye(16), 4
+    selector.select(*rounds, backend="cpu")
+    known = selector._known.looked.leverage
+    selector.replace_pool(there)
+    np.testing.assert_array_equal(selector._known.looked.leverage, known)
 
 
 @settings(max_examples=25)
