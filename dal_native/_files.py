@@ -58,11 +58,13 @@ def available_memory() -> int:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            return min(free, int(file.read()))
-    except (OSError, ValueError):  # no such limit
-        return free
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(limit) as file:
+                free = min(free, int(file.read()))
+        except (OSError, ValueError):  # no such limit
+            continue
+    return free
 
 
 def state_of(at: str | int) -> State:

@@ -175,7 +175,7 @@ class Pool:
             The rows are completions: see `Pool.from_completions`.
         working_memory : int, optional
             Stream, with at most so many bytes for the blocks being read and what is read ahead; at least 64
-            a feature. 128 MB where a file is streamed because of its size.
+            bytes a feature. 128 MB where a file is streamed because of its size.
 
         Returns
         -------

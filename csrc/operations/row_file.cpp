@@ -27,6 +27,14 @@ void advise_bytes([[maybe_unused]] int descriptor, [[maybe_unused]] int64_t offs
 #endif
 }
 
+int duplicate(int descriptor, const std::string& path) {
+  const int copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  if (copy < 0) throw FileError(path, errno, "cannot be read");
+  return copy;
+}
+
+}  // namespace
+
 FileState state_of(const struct stat& s) {
 #ifdef __APPLE__
   const auto& modified = s.st_mtimespec;
@@ -36,14 +44,6 @@ FileState state_of(const struct stat& s) {
   return {static_cast<int64_t>(s.st_size), static_cast<int64_t>(modified.tv_sec) * 1000000000 + modified.tv_nsec,
           static_cast<uint64_t>(s.st_dev), static_cast<uint64_t>(s.st_ino)};
 }
-
-int duplicate(int descriptor, const std::string& path) {
-  const int copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) throw FileError(path, errno, "cannot be read");
-  return copy;
-}
-
-}  // namespace
 
 RowFile::RowFile(std::string path, bool named, int descriptor, int scattered, FileState state, std::vector<FileRun> runs,
                  Storage storage, int64_t rows, int64_t d, int64_t working_memory)

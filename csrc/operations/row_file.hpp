@@ -2,6 +2,8 @@
 // a fault of the process, and the rows read do not count as the process's own memory.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
@@ -31,6 +33,8 @@ struct FileState {
   int64_t size = 0, modified = 0;  // bytes, nanoseconds
   uint64_t device = 0, inode = 0;
 };
+
+FileState state_of(const struct stat& found);
 
 // Rows first_row, first_row + 1, ... up to the next run lie one after the other from byte `offset` on.
 struct FileRun {

@@ -1,6 +1,7 @@
 // Kernels and drivers against plain loops, without Python, to be run under sanitizers. Buffers have exactly the size
 // that an argument needs, so that a read or write past the end is seen. Usage: test_kernels; DAL_NATIVE_SIMD picks the
 // level.
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,6 +10,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -85,6 +88,32 @@ struct Stored {
       }
     }
   }
+};
+
+// Rows in a file without a name, in runs of a few rows with bytes of something else between them.
+struct OnDisk {
+  FILE* file = std::tmpfile();
+  std::unique_ptr<RowFile> rows;
+
+  OnDisk(const std::vector<char>& bytes, Storage storage, int64_t n, int64_t d, int64_t working_memory) {
+    const int64_t size = d * storage_bytes(storage);
+    std::vector<FileRun> runs;
+    for (int64_t row = 0; row < n;) {
+      const int64_t many = std::min(n - row, 1 + below(9));
+      std::fwrite("other", 1, static_cast<size_t>(1 + below(5)), file);
+      runs.push_back({row, std::ftell(file)});
+      std::fwrite(bytes.data() + row * size, 1, static_cast<size_t>(many * size), file);
+      row += many;
+    }
+    std::fflush(file);
+    struct stat s;
+    fstat(fileno(file), &s);
+    rows = std::make_unique<RowFile>("a file", false, fileno(file), fileno(file), state_of(s), runs, storage, n, d,
+                                     working_memory);
+  }
+  ~OnDisk() { std::fclose(file); }
+  OnDisk(const OnDisk&) = delete;
+  OnDisk& operator=(const OnDisk&) = delete;
 };
 
 const Storage kStorages[] = {Storage::f64, Storage::f32, Storage::f16, Storage::bf16};
@@ -374,6 +403,56 @@ void teachers() {
 }
 
 // The definition: every admissible pair anew at every pick, leverage by a fresh factor.
+void row_files() {
+  current = "row_file";
+  for (int round = 0; round < 40; ++round) {
+    const int64_t n = 1 + below(300), d = 1 + below(40);
+    const Storage s = kStorages[below(4)];
+    const Stored stored(n * d, s);
+    const auto size = static_cast<size_t>(d * storage_bytes(s));
+    OnDisk disk(stored.bytes, s, n, d, RowFile::least_memory(d) * (1 + below(20)));
+    std::atomic<int> wrong{0};
+    const int64_t per_chunk = disk.rows->block_rows();
+    parallel_for(chunks_of(n, per_chunk), Call{4, nullptr}, [&](int64_t chunk, int) {
+      const int64_t start = chunk * per_chunk, stop = std::min(n, start + per_chunk);
+      std::vector<char> block(static_cast<size_t>(stop - start) * size);
+      disk.rows->expect(n - 1 - start);
+      disk.rows->read(start, stop, block.data());
+      wrong += std::memcmp(block.data(), stored.bytes.data() + static_cast<size_t>(start) * size, block.size()) != 0;
+      const void* row = disk.rows->row(n - 1 - start);
+      wrong += std::memcmp(row, stored.bytes.data() + static_cast<size_t>(n - 1 - start) * size, size) != 0;
+    });
+    check(wrong == 0, "rows as stored");
+    disk.rows->check();
+    if (ftruncate(fileno(disk.file), std::ftell(disk.file) - 1) != 0) check(false, "truncation");
+    std::string message;
+    try {
+      parallel_for(4, Call{4, nullptr}, [&](int64_t, int) { disk.rows->row(n - 1); });
+    } catch (const FileError& error) {
+      message = error.what();
+    }
+    check(message.find("a file: has ") == 0, "a shorter file is refused: " + message);
+  }
+  std::vector<float> x(300 * 7, 1.0f);
+  x[123 * 7 + 3] = std::numeric_limits<float>::infinity();
+  std::vector<char> bytes(x.size() * 4);
+  std::memcpy(bytes.data(), x.data(), bytes.size());
+  OnDisk disk(bytes, Storage::f32, 300, 7, RowFile::least_memory(7) * 8);
+  std::vector<float> to(x.size());
+  for (int again = 0; again < 2; ++again) {
+    int64_t bad = -1;
+    try {
+      disk.rows->read(100, 200, to.data());
+    } catch (const NonfiniteRow& found) {
+      bad = found.row;
+    }
+    check(bad == 123, "the row that is not finite");
+  }
+  disk.rows->read(0, 123, to.data());
+  disk.rows->read(124, 300, to.data());
+  check(disk.rows->first_nonfinite(0, 123) == -1 && disk.rows->first_nonfinite(50, 300) == 123, "first_nonfinite");
+}
+
 void selection() {
   current = "selection";
   for (int round = 0; round < 60; ++round) {
@@ -433,6 +512,13 @@ void selection() {
     const Selection dense = select_batch(p, Call{2, nullptr}, nullptr);
     check(lazy.conversation == dense.conversation && lazy.teacher == dense.teacher && lazy.gain == dense.gain, "lazy equals dense");
     check(close(lazy.best_possible, dense.best_possible, 1e-9), "certificates agree");
+    OnDisk disk(rows.bytes, s, stored_rows, d, RowFile::least_memory(d) * (1 + below(20)));
+    SelectionProblem from_file = p;
+    from_file.dense = below(2) == 0;
+    from_file.pool.rows = nullptr;
+    from_file.pool.file = disk.rows.get();
+    const Selection streamed = select_batch(from_file, Call{1 + static_cast<int>(below(4)), nullptr}, nullptr);
+    check(streamed.conversation == lazy.conversation && streamed.gain == lazy.gain, "a file gives the same batch");
 
     std::vector<double> now = matrix;
     std::vector<int64_t> left = capacity, asked(static_cast<size_t>(n), 0);
@@ -549,6 +635,7 @@ int main() {
   screening();
   matrices_and_losses();
   teachers();
+  row_files();
   selection();
   threads();
   std::printf("%d passed, %d failed\n", passed, failed);
