@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import dal_native as dn
 from benchmarks import common
@@ -170,26 +171,39 @@ def threads(shrink: int) -> Figures:
     n = 1_000_000 // shrink
     found: Figures = {}
 
-    def pairs(name: str, call: Callable[[int], object]) -> None:
+    def pairs(
+        name: str, call: Callable[[int], Any], after: Callable[[int, Any], object] | None = None
+    ) -> None:
         ratios = []
         for _ in range(RUNS):
-            one = once(lambda: call(1))
-            ratios.append(one / once(lambda: call(2)))
+            took = []
+            for k in (1, 2):
+                result, seconds = common.timed(lambda k=k: call(k))  # type: ignore[misc]
+                took.append(seconds)
+                if after:
+                    after(k, result)
+            ratios.append(took[0] / took[1])
         found[name] = statistics.median(ratios)
         say(f"two threads against one, {name}: {found[name]:.2f} times faster")
 
+    def read_with(k: int) -> None:
+        with threadpool_limits(k, user_api="blas"):
+            p.differences @ ones
+
     p = common.pool_problem(n, 512)
+    ones = np.ones(512, np.float32)
     pool, reward, rationality, matrix = common.arguments(p)
-    pairs("reading (margins of the pool)", lambda k: dn.margin(pool, reward, threads=k))
+    pairs("one read (BLAS)", read_with)
+    pairs("margins of the pool", lambda k: dn.margin(pool, reward, threads=k))
     pairs("cold", lambda k: dn.select_batch(pool, reward, rationality, matrix, 256, threads=k))
     rounds = [common.Rounds(pool, p), common.Rounds(pool, p)]
     for r in rounds:
         r.refit(r.select(64))
-
-    def round_with(k: int) -> None:
-        rounds[k - 1].refit(rounds[k - 1].select(64, threads=k))
-
-    pairs("warm round and refit", round_with)
+    pairs(
+        "warm round",
+        lambda k: rounds[k - 1].select(64, threads=k),
+        lambda k, batch: rounds[k - 1].refit(batch),
+    )
     common.pool_problem.cache_clear()
     q = common.pool_problem(n, 512, labels=20_000, kind="isotropic")
     worst_pool = q.pool()

@@ -90,6 +90,9 @@ def test_other_picks_are_told(benchmarks):
     swapped = benchmarks.side_by_side._same_picks(ours, [picks[1], picks[0], *picks[2:]], p, weight)
     assert (swapped["first_difference"], swapped["same_set"]) == (0, True)
     assert swapped["log_det_short"] == pytest.approx(0, abs=1e-12)
+    words = benchmarks.side_by_side._picks_in_words
+    assert words(told).startswith("differ from pick 4 on; log det lower by ")
+    assert words(swapped) == "differ from pick 1 on; the same set in another order"
     fewer = benchmarks.side_by_side._same_picks(ours, picks[:2], p, weight)
     assert (fewer["same_picks"], fewer["first_difference"]) == (False, None)
 

@@ -240,13 +240,12 @@ def _same_picks(ours: dn.Batch, theirs: list[int], p: Problem, weight: Any) -> d
 def _picks_in_words(result: dict[str, Any]) -> str:
     if result["same_picks"]:
         return "the same, in order"
-    where = (
-        f"differ from pick {result['first_difference'] + 1} on"
-        if result["first_difference"] is not None
-        else "fewer"
-    )
-    kind = ", the same set" if result["same_set"] else ""
-    return f"{where}{kind}; log det lower by {result['log_det_short']:.2g}"
+    first = result["first_difference"]
+    where = "fewer" if first is None else f"differ from pick {first + 1} on"
+    if result["same_set"]:
+        return f"{where}; the same set in another order"
+    short = result["log_det_short"]
+    return f"{where}; log det {'lower' if short >= 0 else 'higher'} by {abs(short):.2g}"
 
 
 def _prepared(result: dict[str, Any]) -> str:
