@@ -4,29 +4,41 @@
 
 namespace dal {
 
-std::pair<int64_t, int64_t> Admissible::exclusions(int64_t i) const {
+Closed Admissible::excluded(int64_t i) const {
   const int64_t* end = p_.exclude_conversation + p_.exclude_count;
   const int64_t* at = std::lower_bound(p_.exclude_conversation, end, i);
-  if (at == end || *at != i) return {0, 0};
+  if (at == end || *at != i) return {};
   const int64_t k = at - p_.exclude_conversation;
-  return {p_.exclude_offsets[k], p_.exclude_offsets[k + 1]};
+  return {p_.exclude_teacher + p_.exclude_offsets[k], p_.exclude_teacher + p_.exclude_offsets[k + 1], nullptr};
 }
 
-bool Admissible::excluded(int64_t i, int64_t j) const {
-  if (p_.exclude_count == 0) return false;
-  const auto [first, last] = exclusions(i);
-  return std::binary_search(p_.exclude_teacher + first, p_.exclude_teacher + last, j);
+Closed Admissible::closed(int64_t i) const {
+  Closed out = excluded(i);
+  if (p_.repeats == 1) return out;
+  const auto at = asked_.find(i);
+  if (at != asked_.end()) out.others = &at->second;
+  return out;
+}
+
+// The largest quotient is found first; whether it should be 0 is asked only where all of them underflow.
+double Admissible::per_cost(const TeacherTable& table, int32_t c, double margin, const Closed& closed) const {
+  const double best = table.largest({}, margin, c, closed);
+  if (!p_.cost || best < 0) return best;
+  std::vector<double> weight;
+  if (best == 0) table.largest_weights(1, margin, c, closed, weight);
+  return weight.empty() || weight[0] > 0 ? share(best) : 0;
 }
 
 void Admissible::start_weights(int64_t i, int32_t c, double margin, std::vector<double>& out) const {
-  if (p_.blocked && p_.blocked[i]) return;
-  if (p_.repeats == 1) {
+  if (!open(i)) return;
+  if (p_.cost || p_.repeats == 1) {
     const double w = start_largest(i, c, margin);
     if (w >= 0) out.push_back(w);
     return;
   }
+  if (!p_.candidate_offsets) return start_.largest_weights(p_.repeats, margin, c, excluded(i), out);
   const auto begin = static_cast<int64_t>(out.size());
-  each(i, c, Time::start, [&](int64_t j) { out.push_back(per_cost(choice_weight(margin, beta(j, c)), j, c)); });
+  each(i, c, Time::start, [&](int64_t j) { out.push_back(choice_weight(margin, beta(j, c))); });
   const auto first = out.begin() + begin;
   if (out.end() - first > p_.repeats) {
     std::nth_element(first, first + p_.repeats, out.end(), std::greater<>());
@@ -36,8 +48,7 @@ void Admissible::start_weights(int64_t i, int32_t c, double margin, std::vector<
 
 bool Admissible::ask(int64_t i, int64_t j) {
   int64_t& left = capacity_[static_cast<size_t>(j)];
-  if (left > 0 && --left == 0 && !p_.cost && !p_.candidate_offsets)
-    now_ = TeacherTable(p_.rationality, p_.available, capacity_.data(), p_.m, p_.categories);
+  if (left > 0 && --left == 0) now_.remove(j);
   if (p_.repeats == 1) return false;
   auto& asked = asked_[i];
   asked.push_back(j);

@@ -15,44 +15,44 @@
 namespace dal {
 
 // Admissible pairs at two times: `start`, the start of the batch, and now, with capacities used up and pairs asked.
-// Weights without costs, weights per unit cost with them.
+// Weights without costs, weights per unit cost with them. Searches take O(log m) and a little for every pair of the
+// conversation that is excluded or asked; lists of candidates are walked.
 class Admissible {
  public:
   explicit Admissible(const SelectionProblem& p)
       : p_(p),
         capacity_(p.capacity, p.capacity + p.m),
-        start_(p.rationality, p.available, p.capacity, p.m, p.categories),
+        start_(p.rationality, p.available, p.capacity, p.cost, p.m, p.categories),
         now_(start_) {}
 
   // An upper bound on w (or w / cost) over the teachers admissible at the start; exact where no pair is excluded.
   // -1: nobody may answer.
   double start_bound(int64_t i, int32_t c, double margin) const {
-    if (p_.blocked && p_.blocked[i]) return -1;
-    if (p_.candidate_offsets || p_.cost) return largest(i, c, margin, Time::start_ignoring_exclusions);
-    return start_.largest_weight(margin, c);
+    if (!open(i)) return -1;
+    return p_.candidate_offsets ? largest(i, c, margin, Time::start_ignoring_exclusions) : category_bound(c, margin);
   }
 
   bool open(int64_t i) const { return !(p_.blocked && p_.blocked[i]); }
-  // The same for a whole category, whoever the conversation excludes.
-  double category_bound(int32_t c, double margin) const { return start_.largest_weight(margin, c); }
+
+  // The same for a whole category, whoever the conversation excludes or lists. Falls, or stays within 1e-13 of itself,
+  // as |margin| grows: so does every true weight, and where a computed one is less accurate than that, beta |u| > 16,
+  // neighbouring numbers beta |u| are farther apart than exp errs.
+  double category_bound(int32_t c, double margin) const { return per_cost(start_, c, margin, {}); }
 
   // The bound of a conversation, exact.
   double start_largest(int64_t i, int32_t c, double margin) const {
-    if (p_.blocked && p_.blocked[i]) return -1;
-    if (!plain(i)) return largest(i, c, margin, Time::start);
-    return start_.largest_weight(margin, c);
+    if (!open(i)) return -1;
+    return p_.candidate_offsets ? largest(i, c, margin, Time::start) : per_cost(start_, c, margin, excluded(i));
   }
 
-  // The `repeats` largest weights (or weights per cost) at the start, appended to `out` in any order.
+  // The weights that count at the start, appended to `out` in any order: the `repeats` largest, or with costs the
+  // largest per cost.
   void start_weights(int64_t i, int32_t c, double margin, std::vector<double>& out) const;
 
   // The largest objective now for leverage h: w h, or log1p(w h) / cost. -1: nobody may answer.
   double objective(int64_t i, int32_t c, double margin, double h) const {
-    if (p_.blocked && p_.blocked[i]) return -1;
-    if (plain(i) && !was_asked(i)) {
-      const double w = now_.largest_weight(margin, c);
-      return w < 0 ? -1 : w * h;
-    }
+    if (!open(i)) return -1;
+    if (!p_.candidate_offsets) return now_.largest(worth(h), margin, c, closed(i));
     double best = -1;
     each(i, c, Time::now, [&](int64_t j) { best = std::fmax(best, value(j, c, margin, h)); });
     return best;
@@ -60,6 +60,7 @@ class Admissible {
 
   // The smallest teacher whose objective is at least `floor`, and its weight.
   TeacherTable::Best smallest_reaching(int64_t i, int32_t c, double margin, double h, double floor) const {
+    if (!p_.candidate_offsets) return now_.smallest_reaching(floor, worth(h), margin, c, closed(i));
     TeacherTable::Best found{-1, 0};
     each(i, c, Time::now, [&](int64_t j) {
       if ((found.teacher < 0 || j < found.teacher) && value(j, c, margin, h) >= floor)
@@ -77,45 +78,36 @@ class Admissible {
   enum class Time { start_ignoring_exclusions, start, now };
 
   double beta(int64_t j, int32_t c) const { return p_.rationality[j * p_.categories + c]; }
+  Worth worth(double h) const { return {h, p_.cost != nullptr}; }
   double value(int64_t j, int32_t c, double margin, double h) const {
-    const double wh = choice_weight(margin, beta(j, c)) * h;
-    return p_.cost ? log1p(wh) / cost(j, c) : wh;
+    return worth(h)(choice_weight(margin, beta(j, c))) / cost(j, c);
   }
-  // A weight per unit cost; 0 only where the weight is 0, so that a bound of 0 means a value of 0.
-  double per_cost(double weight, int64_t j, int32_t c) const {
-    const double share = weight / cost(j, c);
-    return share > 0 || weight == 0 ? share : std::numeric_limits<double>::min();
-  }
-  // Nothing but the category decides who may answer, and there are no costs: the sorted table serves.
-  bool plain(int64_t i) const { return !p_.candidate_offsets && !p_.cost && exclusions(i).first == exclusions(i).second; }
-  bool was_asked(int64_t i) const { return p_.repeats > 1 && asked_.count(i) > 0; }
 
-  std::pair<int64_t, int64_t> exclusions(int64_t i) const;
-  bool excluded(int64_t i, int64_t j) const;
+  // Teachers that conversation i may not be asked: excluded, and now also asked.
+  Closed excluded(int64_t i) const;
+  Closed closed(int64_t i) const;
+
+  // A weight per unit cost is 0 only where the weight is 0, so that a bound of 0 means a value of 0.
+  static double share(double quotient) { return std::fmax(quotient, std::numeric_limits<double>::min()); }
+  double per_cost(const TeacherTable& table, int32_t c, double margin, const Closed& closed) const;
 
   double largest(int64_t i, int32_t c, double margin, Time time) const {
     double best = -1;
-    each(i, c, time, [&](int64_t j) { best = std::fmax(best, per_cost(choice_weight(margin, beta(j, c)), j, c)); });
+    each(i, c, time, [&](int64_t j) {
+      const double w = choice_weight(margin, beta(j, c));
+      best = std::fmax(best, p_.cost && w > 0 ? share(w / cost(j, c)) : w);
+    });
     return best;
   }
 
-  // f(j) for every teacher admissible at that time
+  // f(j) for every candidate admissible at that time
   template <class F>
   void each(int64_t i, int32_t c, Time time, F f) const {
-    const auto* asked = time == Time::now && was_asked(i) ? &asked_.at(i) : nullptr;
-    const auto offer = [&](int64_t j) {
-      if (!p_.available[j * p_.categories + c]) return;
-      if ((time == Time::now ? capacity_[static_cast<size_t>(j)] : p_.capacity[j]) == 0) return;
-      if (time != Time::start_ignoring_exclusions && excluded(i, j)) return;
-      if (asked)
-        for (int64_t other : *asked)
-          if (other == j) return;
-      f(j);
-    };
-    if (p_.candidate_offsets) {
-      for (int64_t k = p_.candidate_offsets[i]; k < p_.candidate_offsets[i + 1]; ++k) offer(p_.candidate_teacher[k]);
-    } else {
-      for (int64_t j = 0; j < p_.m; ++j) offer(j);
+    const Closed without = time == Time::now ? closed(i) : time == Time::start ? excluded(i) : Closed{};
+    for (int64_t k = p_.candidate_offsets[i]; k < p_.candidate_offsets[i + 1]; ++k) {
+      const int64_t j = p_.candidate_teacher[k];
+      const int64_t left = time == Time::now ? capacity_[static_cast<size_t>(j)] : p_.capacity[j];
+      if (p_.available[j * p_.categories + c] && left != 0 && !without(j)) f(j);
     }
   }
 

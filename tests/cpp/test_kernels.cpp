@@ -379,26 +379,117 @@ void matrices_and_losses() {
     }
 }
 
-void teachers() {
-  current = "teachers";
-  for (int round = 0; round < 300; ++round) {
+// Rationalities with ties, zeros, neighbours that differ in the last bits, and the ends of the range.
+double awkward_rationality() {
+  switch (below(12)) {
+    case 0: return 0;
+    case 1: return 1;
+    case 2: return 1 + 2e-16 * static_cast<double>(below(4));
+    case 3: return 1 + 1e-13 * static_cast<double>(below(30));
+    case 4: return 4.9e-324 * static_cast<double>(1 + below(3));
+    case 5: return std::pow(10.0, 25 * normal());
+    case 6: return 1e100;
+    default: return std::exp(normal());
+  }
+}
+
+void best_teachers() {
+  current = "best teacher";
+  for (int round = 0; round < 400; ++round) {
     const int64_t m = 1 + below(12), categories = 1 + below(3);
-    std::vector<double> beta = normals(m * categories);
-    for (double& b : beta) b = below(4) == 0 ? 1.0 : below(5) == 0 ? 0.0 : std::exp(b);
+    std::vector<double> beta(static_cast<size_t>(m * categories));
+    for (double& b : beta) b = round % 2 ? awkward_rationality() : std::exp(normal());
     std::vector<uint8_t> open(beta.size());
     for (uint8_t& o : open) o = below(3) > 0;
-    const TeacherTable table(beta.data(), open.data(), nullptr, m, categories);
-    for (double u : {0.0, 1e-300, 0.1, 1.0, 5.0, -3.0, 40.0, 1e6})
+    const SortedTeachers table(beta.data(), open.data(), nullptr, m, categories);
+    for (double u : {0.0, 1e-300, 0.1, 1.0, 5.0, -3.0, 40.0, 710.0, 1e6, 7e-98})
       for (int32_t c = 0; c < categories; ++c) {
         double largest = -1;
         for (int64_t j = 0; j < m; ++j)
           if (open[static_cast<size_t>(j * categories + c)]) largest = std::max(largest, choice_weight(u, beta[static_cast<size_t>(j * categories + c)]));
         int64_t teacher = -1;
-        for (int64_t j = m; j-- > 0;)
-          if (open[static_cast<size_t>(j * categories + c)] && choice_weight(u, beta[static_cast<size_t>(j * categories + c)]) >= largest * (1 - kTie)) teacher = j;
-        const TeacherTable::Best best = table.best(u, c);
-        check(best.teacher == teacher && close(best.weight, std::max(largest, 0.0), 1e-14), "best teacher");
+        double weight = 0;
+        for (int64_t j = m; j-- > 0;) {
+          const auto at = static_cast<size_t>(j * categories + c);
+          if (!open[at] || choice_weight(u, beta[at]) < largest * (1 - kTie)) continue;
+          teacher = j;
+          weight = choice_weight(u, beta[at]);
+        }
+        const SortedTeachers::Best best = table.best(u, c);
+        check(best.teacher == teacher && best.weight == weight, "the first within the window");
       }
+  }
+}
+
+// Every search against a scan of all teachers, while teachers are removed one after another.
+void teachers() {
+  current = "teachers";
+  for (int round = 0; round < 600; ++round) {
+    const int64_t m = 1 + below(round % 10 ? 20 : 300), categories = 1 + below(2);
+    std::vector<double> beta(static_cast<size_t>(m * categories)), cost(beta.size());
+    for (double& b : beta) b = round % 3 ? std::exp(normal()) : awkward_rationality();
+    const int64_t prices = below(6);
+    for (size_t k = 0; k < cost.size(); ++k) {
+      const double noise = std::exp(normal());
+      cost[k] = prices == 0   ? 2
+                : prices == 1 ? noise
+                : prices == 2 ? std::clamp(std::pow(beta[k], 0.7), 1e-100, 1e100)
+                : prices == 3 ? std::clamp(beta[k] * std::pow(noise, 0.05), 1e-100, 1e100)
+                : prices == 4 ? std::pow(10.0, static_cast<double>(below(201) - 100))
+                              : static_cast<double>(1 + below(3));
+    }
+    std::vector<uint8_t> open(beta.size());
+    for (uint8_t& o : open) o = below(5) > 0;
+    std::vector<int64_t> capacity(static_cast<size_t>(m));
+    for (int64_t& left : capacity) left = below(9) - 1;
+    const bool costs = below(3) > 0;
+    TeacherTable table(beta.data(), open.data(), capacity.data(), costs ? cost.data() : nullptr, m, categories);
+    const double margins[] = {0.0, 1e-300, 0.02, 0.1, 1.0, 5.0, -3.0, 40.0, 300.0, 715.0, 740.0, 1e6, 7.2e-98, normal()};
+    const double leverages[] = {0.0, 5e-324, 1e-300, 1e-12, 1.0, 1e4, 1e100, 1e300, std::exp(normal())};
+    for (int step = 0; step < 6; ++step) {
+      const auto c = static_cast<int32_t>(below(categories));
+      const double u = margins[below(14)];
+      const Worth worth{leverages[below(9)], costs && below(4) > 0};
+      std::vector<int64_t> excluded, asked;
+      for (int64_t j = 0; j < m; ++j)
+        if (below(8) == 0) (below(2) ? excluded : asked).push_back(j);
+      std::reverse(asked.begin(), asked.end());
+      if (step % 2) excluded.clear(), asked.clear();
+      const Closed closed{excluded.data(), excluded.data() + excluded.size(), asked.empty() ? nullptr : &asked};
+      std::vector<double> value(static_cast<size_t>(m), -1), weights;
+      double largest = -1;
+      for (int64_t j = 0; j < m; ++j) {
+        const auto at = static_cast<size_t>(j * categories + c);
+        if (!open[at] || capacity[static_cast<size_t>(j)] == 0 || closed(j)) continue;
+        weights.push_back(choice_weight(u, beta[at]));
+        value[static_cast<size_t>(j)] = worth(weights.back()) / (costs ? cost[at] : 1);
+        largest = std::max(largest, value[static_cast<size_t>(j)]);
+      }
+      const double found = table.largest(worth, u, c, closed);
+      check(found <= largest && (costs || largest <= 0 ? found == largest : found >= largest * (1 - 1e-12)), "the largest value");
+      for (double floor : {found * (1 - kTie), found * 0.7, std::nextafter(found, 1e308), 0.0}) {
+        if (floor < 0 || !std::isfinite(floor)) continue;
+        int64_t first = 0;
+        while (first < m && !(value[static_cast<size_t>(first)] >= floor)) ++first;
+        const TeacherTable::Best best = table.smallest_reaching(floor, worth, u, c, closed);
+        check(best.teacher == (first < m ? first : -1), "the first that reaches a floor");
+        check(first == m || best.weight == choice_weight(u, beta[static_cast<size_t>(first * categories + c)]), "its weight");
+      }
+      const int64_t count = 1 + below(4);
+      std::sort(weights.begin(), weights.end(), std::greater<>());
+      std::vector<double> most = {-7};
+      table.largest_weights(count, u, c, closed, most);
+      std::sort(most.begin() + 1, most.end(), std::greater<>());
+      bool same = most[0] == -7 && most.size() - 1 == std::min(weights.size(), static_cast<size_t>(count));
+      for (size_t k = 1; same && k < most.size(); ++k) same = std::fabs(most[k] - weights[k - 1]) <= 1e-12 * weights[k - 1];
+      check(same, "the largest weights");
+      for (int64_t gone = below(1 + m / 2); gone-- > 0;) {
+        const int64_t j = below(m);
+        if (capacity[static_cast<size_t>(j)] == 0) continue;
+        capacity[static_cast<size_t>(j)] = 0;
+        table.remove(j);
+      }
+    }
   }
 }
 
@@ -634,6 +725,7 @@ int main() {
   whitening();
   screening();
   matrices_and_losses();
+  best_teachers();
   teachers();
   row_files();
   selection();
