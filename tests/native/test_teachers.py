@@ -1,4 +1,4 @@
-"""The search for the best teacher, with costs, capacities, exclusions and repeats, against scans of all teachers."""
+"""The search for the best teacher under every option, against scans of all teachers."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,8 @@ def problem(seed, extreme=False):
     }
     present = rng.random(len(options)) < [0.5, 0.5, 0.7, 0.5, 0.1]
     options = {name: value for (name, value), kept in zip(options.items(), present, strict=True) if kept}
-    options |= {"repeats": int(rng.integers(1, 5)), "optimism": 0.0 if extreme else float(rng.choice([0.0, 1.0]))}
+    optimism = 0.0 if extreme else float(rng.choice([0.0, 1.0]))
+    options |= {"repeats": int(rng.integers(1, 5)), "optimism": optimism}
     return t.Problem(p.differences, p.category, beta, p.reward, p.matrix, options)
 
 
@@ -147,7 +148,7 @@ def test_the_unit_of_cost_does_not_matter(power):
 
 
 def test_costs_can_be_so_unequal_that_one_teacher_is_asked_for_everything():
-    """The value per cost of all others is below what float64 resolves beside it, yet they are asked in order."""
+    """What the others are worth per cost is nothing beside it, yet they are asked in order."""
     p = t.make_problem("isotropic", 5, 3, 30, 1, seed=4)
     cost = np.full((30, 1), 1e100)
     cost[17] = 1e-100
