@@ -69,12 +69,6 @@ def select(name: str, p: Problem, size: int, loop_runs: int) -> Figures:
     return found
 
 
-def sgemm_speed() -> float:
-    """Floating point operations a second of a large float32 product, all threads."""
-    a = np.ones((4096, 4096), np.float32)
-    return 2 * 4096**3 / min(once(lambda: a @ a) for _ in range(3))
-
-
 # ------------------------------------------------------------------------------------------------- the parts
 
 
@@ -104,7 +98,7 @@ def large(shrink: int) -> Figures:
 def worst(shrink: int) -> Figures:
     """The same, isotropic with 20,000 labels, beside one SGEMM pass over the pool (4 GB)."""
     n = 1_000_000 // shrink
-    sgemm = 2 * n * 512**2 / sgemm_speed()
+    sgemm = 2 * n * 512**2 / common.sgemm_speed()
     say(f"one SGEMM pass at {n:,} x 512: {sgemm:.2f} s")
     p = common.pool_problem(n, 512, labels=20_000, kind="isotropic")
     found = select(f"256 of {n:,} x 512, m = 100, isotropic, 20,000 labels", p, 256, 1)
@@ -137,8 +131,7 @@ def completions(shrink: int) -> Figures:
     p = common.completion_problem(100_000 // shrink, 16, 256)
     rows = p.pool.rows
     arguments = common.arguments(p)
-    instructions = 2 * len(p.pool) * p.pool.d  # a subtraction and a product-sum, 2 operations of SGEMM each
-    arithmetic = 2 * instructions / (sgemm_speed() / 2)
+    arithmetic = common.pair_arithmetic_seconds(p.pool)
     times, reads, beyond, memory = [], [], [], 0
     for _ in range(RUNS):
         read = read_seconds(rows)

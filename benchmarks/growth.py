@@ -1,6 +1,6 @@
 """How the cost of a selection grows along each axis of the problem: plots and tables of docs/cost.md.
 
-usage: python -m benchmarks.growth --out docs/ [--axes n d m B T] [--peers]
+usage: python -m benchmarks.growth --out docs/ [--axes n d m B T K] [--peers]
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ PAGE, DATA = "cost.md", "cost.json"
 
 @dataclass(frozen=True)
 class Point:
-    """A size of the problem."""
+    """A size of the problem; with K, pairs of K completions of each prompt, n completions in all."""
 
     n: int = 200_000
     d: int = 256
     m: int = 100
     B: int = 64
     T: int = 2_000
+    K: int = 1
 
-    def problem(self, kind: str) -> Problem:
+    def problem(self, kind: str) -> Problem | common.CompletionProblem:
+        if self.K > 1:
+            return common.completion_problem(self.n // self.K, self.K, self.d, self.m, self.T)
         return common.pool_problem(self.n, self.d, self.m, self.T, kind)
 
 
@@ -43,31 +46,35 @@ AXES: dict[str, tuple[str, list[int]]] = {
     "m": ("teachers m", [1, 10, 100, 1_000, 10_000]),
     "B": ("batch B", [1, 4, 16, 64, 256, 1_024]),
     "T": ("labels T", [50, 200, 800, 3_200, 12_800, 51_200]),
+    "K": ("completions of a prompt K", [2, 4, 8, 16, 32, 64]),
 }
 SPECTRA = {"power_law": "power law", "isotropic": "isotropic"}
-LOOP = "NumPy loop, power law"
+LOOP, ARITHMETIC = "NumPy loop, power law", "arithmetic, every pair once at half of peak"
 RUNS = 3
 
 
-def cold(p: Problem, size: int) -> dict[str, Any]:
+def cold(p: Problem | common.CompletionProblem, size: int) -> dict[str, Any]:
     """A first batch from a pool: medians of pairs with a read."""
     arguments = common.arguments(p)
     return _pairs(p, lambda: dn.select_batch(*arguments, size))
 
 
-def warm(p: Problem, size: int) -> dict[str, Any]:
+def warm(p: Problem | common.CompletionProblem, size: int) -> dict[str, Any]:
     """Later batches from a Selector, a refit before each."""
-    rounds = common.Rounds(p.pool(), p)
+    rounds = common.Rounds(common.arguments(p)[0], p)
     rounds.refit(rounds.select(size))
     return _pairs(p, lambda: rounds.select(size), rounds.refit)
 
 
 def _pairs(
-    p: Problem, select: Callable[[], dn.Batch], after: Callable[[dn.Batch], object] = lambda batch: None
+    p: Problem | common.CompletionProblem,
+    select: Callable[[], dn.Batch],
+    after: Callable[[dn.Batch], object] = lambda batch: None,
 ) -> dict[str, Any]:
+    rows = common.arguments(p)[0].rows
     times, units, memory = [], [], 0
     for _ in range(RUNS):
-        units.append(common.read_seconds(p.differences))
+        units.append(common.read_seconds(rows))
         batch, took, _, grown = measured(select)
         times.append(took)
         memory = max(memory, grown)
@@ -76,8 +83,8 @@ def _pairs(
         "seconds": statistics.median(times),
         "reads": statistics.median(took / unit for took, unit in zip(times, units, strict=True)),
         "read_seconds": min(units),
-        "pool_bytes": p.differences.nbytes,
-        "memory_share": memory / p.differences.nbytes,
+        "pool_bytes": rows.nbytes,
+        "memory_share": memory / rows.nbytes,
         "stages": batch.counters["stages"],
         "rows_rescored": batch.counters["rows_rescored"],
         "d_efficiency": batch.d_efficiency,
@@ -91,24 +98,39 @@ def loop(p: Problem, size: int) -> dict[str, Any]:
     return {"seconds": took, "reads": took / unit, "read_seconds": unit}
 
 
+def arithmetic(p: common.CompletionProblem) -> dict[str, Any]:
+    """What looking at every pair once would take."""
+    unit = common.read_seconds(p.pool.rows)
+    took = common.pair_arithmetic_seconds(p.pool)
+    return {"seconds": took, "reads": took / unit, "read_seconds": unit}
+
+
 def measure(axis: str, values: list[int], base: Point) -> dict[str, Any]:
     """All series along one axis, with where they come from: ready for JSON."""
-    names = [f"{temperature}, {words}" for words in SPECTRA.values() for temperature in ("cold", "warm")]
-    series: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, LOOP]}
+    kinds = {"power_law": "completions"} if axis == "K" else SPECTRA
+    names = [f"{temperature}, {words}" for words in kinds.values() for temperature in ("cold", "warm")]
+    beside = ARITHMETIC if axis == "K" else LOOP
+    series: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, beside]}
     for value in values:
         point = replace(base, **{axis: value})
-        for kind, words in SPECTRA.items():
+        for kind, words in kinds.items():
             p = point.problem(kind)
             series[f"cold, {words}"].append(cold(p, point.B))
             series[f"warm, {words}"].append(warm(p, point.B))
-            if kind == "power_law":
-                series[LOOP].append(loop(p, point.B))
+            if isinstance(p, common.CompletionProblem):
+                series[beside].append(arithmetic(p))
+            elif kind == "power_law":
+                series[beside].append(loop(p, point.B))
             common.pool_problem.cache_clear()
+            common.completion_problem.cache_clear()
         common.say(f"{axis} = {value:,}: ", end="")
         common.say(
             ", ".join(f"{name} {points[-1]['reads']:.1f}" for name, points in series.items()) + " reads"
         )
-    base_words = ", ".join(f"{name} = {size:,}" for name, size in vars(base).items() if name != axis)
+    sizes = vars(base).items()
+    base_words = ", ".join(f"{name} = {size:,}" for name, size in sizes if name not in (axis, "K"))
+    if axis == "K":
+        base_words = base_words.replace("n =", "completions =")
     return common.provenance() | {"at": base_words, "values": values, "series": series}
 
 
@@ -123,8 +145,8 @@ def plot(axis: str, found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     style = {"svg.fonttype": "none", "svg.hashsalt": "dal-native", "font.size": 9, "axes.grid": True}
-    marks = {"cold": "o-", "warm": "s--", "NumPy loop": "x:"}
-    colours = {"power law": "tab:blue", "isotropic": "tab:orange"}
+    marks = {"cold": "o-", "warm": "s--"}
+    colours = {"isotropic": "tab:orange", "power law": "tab:blue", "completions": "tab:blue"}
     with pyplot.rc_context(style):
         figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
         for panel, unit, label in zip(
@@ -132,10 +154,9 @@ def plot(axis: str, found: dict[str, Any], path: Path) -> None:
         ):
             for name, points in found["series"].items():
                 what, words = name.split(", ")
-                colour = "tab:gray" if name == LOOP else colours[words]
-                panel.loglog(
-                    found["values"], [p[unit] for p in points], marks[what], color=colour, label=name, ms=4
-                )
+                mark, colour = marks.get(what, "x:"), colours[words] if what in marks else "tab:gray"
+                measured_here = [p[unit] for p in points]
+                panel.loglog(found["values"], measured_here, mark, color=colour, label=name, markersize=4)
             panel.set_xlabel(AXES[axis][0])
             panel.set_ylabel(label)
             panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]], rotation=30)

@@ -72,7 +72,7 @@ def test_smallest_size(item, method):
 def test_figures(part, shrink, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(FOLDER.parent)
     figures = importlib.import_module("benchmarks.figures")
-    monkeypatch.setattr(figures, "sgemm_speed", lambda: 1e11)
+    monkeypatch.setattr(figures.common, "sgemm_speed", lambda: 1e11)
     monkeypatch.setattr(figures, "RUNS", 1)
     size = ["--gigabytes", "0.004", "--memory", "0.001", "--folder", str(tmp_path)]
     figures.main([part, "--shrink", str(shrink), "--out", str(tmp_path / "out.json"), *size])
