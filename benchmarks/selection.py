@@ -104,11 +104,15 @@ class SelectBatchSizes(_Selection):
 
 
 class SelectTeachers(_Selection):
-    params = (SIZES, [1, 10, 1_000, 10_000])
-    param_names = ("n, d", "teachers")
+    """Their number, alone and with a cost each, where the best one depends on the leverage too."""
 
-    def setup(self, size, teachers):
-        self.prepare(common.pool_problem(*size, m=teachers))
+    params = (SIZES, [1, 10, 1_000, 10_000], [False, True])
+    param_names = ("n, d", "teachers", "costs")
+
+    def setup(self, size, teachers, costs):
+        rng = np.random.default_rng(2)
+        options = {"cost": rng.lognormal(0.0, 0.5, (teachers, common.CATEGORIES))} if costs else {}
+        self.prepare(common.pool_problem(*size, m=teachers), **options)
 
 
 class SelectLabels(_Selection):
