@@ -84,17 +84,21 @@ def test_one_command_refreshes_the_page(growth, cost, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib", reason="the plots need the extra plot")
     page = tmp_path / "cost.md"
     page.write_text(cost, encoding="utf-8")
-    monkeypatch.setattr(growth, "AXES", {"T": ("labels T", [500, 2_000])})
+    monkeypatch.setattr(growth, "AXES", {"T": ("labels T", [500, 2_000]), "K": ("completions K", [2, 4])})
     monkeypatch.setattr(growth, "RUNS", 1)
+    monkeypatch.setattr(growth.common, "sgemm_speed", lambda: 1e11)
     arguments = ["--out", str(tmp_path), "--d", "8", "--shrink", "100"]
     growth.main(arguments)
-    measured = json.loads((tmp_path / "cost.json").read_text())["T"]
+    both = json.loads((tmp_path / "cost.json").read_text())
+    assert list(both) == ["T", "K"] and both["K"]["values"] == [2, 4]
+    measured = both["T"]
     assert measured["values"] == [5, 20]
     assert {len(points) for points in measured["series"].values()} == {2}
     text = page.read_text(encoding="utf-8")
     block = text.split("<!-- begin growth in T -->\n")[1].split("<!-- end growth in T -->")[0]
     assert "(cost_T.svg)" in block and measured["commit"] in block and measured["machine"] in block
     assert "d = 8" in block and "| 20 |" in block
+    assert "(cost_K.svg)" in text and (tmp_path / "cost_K.svg").exists()
     picture = (tmp_path / "cost_T.svg").read_text()
     assert "reads of the pool" in picture and "seconds" in picture and "labels T" in picture
     (tmp_path / "cost_T.svg").unlink()
