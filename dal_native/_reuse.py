@@ -54,23 +54,33 @@ _STEPS = 60
 
 @dataclass(frozen=True, eq=False)
 class Factored:
-    """A positive definite M = L L', and |L^-1|_F, which tells what inverting L has cost in accuracy."""
+    """A positive definite M = L L', and how far its inverted factor can be trusted.
 
-    matrix: Floats  # (d, d)
-    factor: Floats  # (d, d), lower
-    inverse_norm: float
+    Attributes
+    ----------
+    matrix, factor : ndarray of float64, (d, d)
+        M, and L, lower.
+    kept : float
+        A share s with s x' M^-1 x <= |W x|^2 for every x, W = L^-1 as LAPACK computes it; 0 when none is
+        sure.
+    """
+
+    matrix: Floats
+    factor: Floats
+    kept: float
 
     @classmethod
-    def of(cls, matrix: Floats) -> Factored:
-        """Factorise; LinAlgError when the matrix is not positive definite."""
-        factor = _linalg.cholesky(matrix)
-        return cls(matrix, factor, float(np.linalg.norm(_linalg.triangular_inverse(factor))))
+    def of(cls, matrix: Floats, factor: Floats | None = None, inverse: Floats | None = None) -> Factored:
+        """Of a matrix, with its factor and the inverse of that where they are known.
 
-    @property
-    def kept(self) -> float:
-        """A share s with s x' M^-1 x <= |W x|^2 for every x, W = L^-1 as LAPACK computes it."""
-        error = (len(self.factor) + 2) * _EPS * self.inverse_norm * float(np.linalg.norm(self.factor))
-        return (1.0 - error) ** 2 if error < 0.5 else 0.0
+        LinAlgError when the matrix is not positive definite.
+        """
+        factor = _linalg.cholesky(matrix) if factor is None else factor
+        inverse = _linalg.triangular_inverse(factor) if inverse is None else inverse
+        with np.errstate(all="ignore"):  # not by BLAS, whose sums depend on its threads
+            norms = np.sqrt(np.sum(inverse * inverse)) * np.sqrt(np.sum(factor * factor))
+            error = float((len(factor) + 2) * _EPS * norms)
+        return cls(matrix, factor, (1.0 - error) ** 2 if error < 0.5 else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +152,7 @@ def certified_bound(new: Factored, old: Factored, directions: int = 0) -> Certif
     >>> round(bound.ratio, 2), np.abs(bound.direction).round(2)
     (1.0, array([[1., 0., 0.]], dtype=float32))
     """
-    kept = old.kept
-    if not kept > 0.0:
+    if not old.kept > 0.0:
         return None
     with np.errstate(all="ignore"), _dispatch.single_threaded_blas():
         pencil = _Pencil(new, old)
@@ -153,7 +162,7 @@ def certified_bound(new: Factored, old: Factored, directions: int = 0) -> Certif
             return None
     if found is None:
         return None
-    return CertifiedBound(found.ratio * kept, found.direction, found.coefficient)
+    return CertifiedBound(found.ratio * old.kept, found.direction, found.coefficient)
 
 
 class _Pencil:
@@ -204,7 +213,7 @@ class _Pencil:
         v = (v / np.sqrt(np.sum(v * v, axis=1))[:, None]).astype(np.float32)
         inverse = ritz.value[chosen]
         for share in (0.998, 0.99, 0.97):
-            ratio = share / ritz.value[low]
+            ratio = float(share / ritz.value[low])
             expected = np.sum(inverse) + (self.d - len(v)) / ratio
             if expected >= self.d * ritz.value[0]:  # the ratio alone does as well
                 return None

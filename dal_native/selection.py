@@ -286,7 +286,7 @@ class Selector:
         run = _dispatch.find("select_batch", backend)
         if problem.method == "dense" or len(pool) < _REUSE_FROM * pool.d:
             return _finish(problem, run(problem))
-        at = Factored(problem.matrix, problem.factor, float(np.linalg.norm(problem.inverse_factor)))
+        at = Factored.of(problem.matrix, problem.factor, problem.inverse_factor)
         known = known if known is not None and known.pool is pool else None
         here = None if known is None else known.at(at)
         found = np.full(len(pool), np.inf, np.float32)  # a backend may leave nothing
