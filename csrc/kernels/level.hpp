@@ -37,6 +37,23 @@ void pack_directions(const float* directions, int64_t columns, int64_t d, float*
 void screen(const float* rows, int64_t n, int64_t d, const float* packed, int64_t columns, const float* coefficient,
             int64_t margin_column, double* combined, double* margin, double* square);
 
+int64_t float_lanes();
+void centre(const void* rows, const void* middle, Storage storage, int64_t n, int64_t d, const float* direction,
+            int64_t stride, float* out, float* margin, float* square);
+void project(const float* rows, int64_t n, int64_t stride, int64_t depth, const float* directions, int64_t columns,
+             float* out);
+void whiten(const float* rows, int64_t n, int64_t stride, int64_t d, const float* packed, int64_t out_stride, float* out);
+void pair_sums(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, float rest,
+               const float* coefficient, int64_t a0, int64_t a1, float* out);
+void pair_spread(const float* value, int64_t count, float sign, int64_t a0, int64_t a1, float* out);
+bool pair_leverages(int64_t count, const float* sum, const float* error, const PairScale& scale, double* leverage);
+bool pair_leverages_screened(int64_t count, const float* sum, const float* norm, const PairScale& scale,
+                             double* leverage);
+void known_leverages(int64_t count, const float* known, double factor, double* leverage);
+void leverages_up(int64_t count, const double* leverage, float* out);
+double pair_weights(int64_t count, const double* leverage, const float* margin, const float* norm,
+                  const PairScale& scale, const WeightSteps& steps, double* bound);
+
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 
 double bradley_terry(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,

@@ -14,6 +14,22 @@ inline constexpr int64_t storage_bytes(Storage s) {
   return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2;
 }
 
+// The largest weight of one category as a table over t = top |u|: entry (bits of t >> shift) - first, held to 0..last.
+struct WeightSteps {
+  const double* weight;
+  double top;
+  int64_t first, last;
+  int shift;
+};
+
+// How the bounds of a pair follow from what is known of its two rows; operations/pair_pass.cpp has the proof.
+struct PairScale {
+  float tiny = 0, up = 1;   // full: h <= ((sqrt(sum + tiny) up + error) unscale)^2 factor
+  double unscale = 1, factor = 1;
+  double slope = 0;         // screened: h <= (sum + slope norm^2) factor
+  double margin_scale = 0, margin_error = 0, optimism = 0;  // |u| >= scale |margin| - error norm - optimism sqrt(h)
+};
+
 struct KernelTable {
   const char* name;
 
@@ -60,6 +76,35 @@ struct KernelTable {
   void (*pack_directions)(const float* directions, int64_t columns, int64_t d, float* packed);
   void (*screen)(const float* rows, int64_t n, int64_t d, const float* packed, int64_t columns,
                  const float* coefficient, int64_t margin_column, double* combined, double* margin, double* square);
+
+  // Pairs of a prompt's completions, pairs.cpp. `stride` and `depth` are whole vectors of float_lanes.
+  int64_t (*float_lanes)();
+  // out_i = x_i - middle as float, zero up to whole vectors; margin[i] = out_i' direction, square[i] = |out_i|^2
+  void (*centre)(const void* rows, const void* middle, Storage storage, int64_t n, int64_t d, const float* direction,
+                 int64_t stride, float* out, float* margin, float* square);
+  // out_i[c] = x_i' v_c; directions (columns, depth), columns a multiple of 4; out is `stride` apart as well
+  void (*project)(const float* rows, int64_t n, int64_t stride, int64_t depth, const float* directions, int64_t columns,
+                  float* out);
+  // out_i = W x_i by the packed factor, written up to whole panels of tile columns
+  void (*whiten)(const float* rows, int64_t n, int64_t stride, int64_t d, const float* packed, int64_t out_stride,
+                 float* out);
+  // For a0 <= a < a1, a < b < count: rest |x_b - x_a|^2 + sum_c coefficient_c (p_b - p_a)_c^2, where row i holds x_i
+  // (plain) and p_i (columns; without columns rest is 1)
+  void (*pair_sums)(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, float rest,
+                    const float* coefficient, int64_t a0, int64_t a1, float* out);
+  // value_b + sign value_a of the same pairs
+  void (*pair_spread)(const float* value, int64_t count, float sign, int64_t a0, int64_t a1, float* out);
+  // Upper bounds of leverages; whether any pair has a sum of zero or an infinite bound
+  bool (*pair_leverages)(int64_t count, const float* sum, const float* error, const PairScale& scale, double* leverage);
+  bool (*pair_leverages_screened)(int64_t count, const float* sum, const float* norm, const PairScale& scale,
+                                  double* leverage);
+  // leverage[q] = min(leverage[q], factor known[q]); out[q] >= leverage[q], 0 where it is 0
+  void (*known_leverages)(int64_t count, const float* known, double factor, double* leverage);
+  void (*leverages_up)(int64_t count, const double* leverage, float* out);
+  // bound[q] = w h, w the largest weight that the margin leaves possible; -1 where nobody may answer. Writes `count` of
+  // them and no more; returns the largest.
+  double (*pair_weights)(int64_t count, const double* leverage, const float* margin, const float* norm,
+                       const PairScale& scale, const WeightSteps& steps, double* bound);
 
   // One tile of sum_t a_t b_t': `left` and `right` hold `depth` labels in tiles, see information_matrix.cpp.
   int64_t tile_rows, tile_columns;

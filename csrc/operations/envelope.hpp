@@ -39,6 +39,12 @@ class Envelope {
     return weight_[static_cast<size_t>(c * (kSteps + 1) + s)];
   }
 
+  // The tables themselves, for loops over many conversations; blocked conversations are not marked in them.
+  bool tabled() const { return !top_.empty(); }
+  WeightSteps steps(int32_t c) const {
+    return {weight_.data() + c * (kSteps + 1), top_[static_cast<size_t>(c)], kFirst, kSteps, 45};
+  }
+
  private:
   static constexpr int64_t kFirst = static_cast<int64_t>(1023 - 10) << 7;  // steps from 2^-10
   static constexpr int64_t kSteps = 22 << 7;                              // to 2^12

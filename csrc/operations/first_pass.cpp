@@ -9,6 +9,7 @@
 
 #include "operations/envelope.hpp"
 #include "operations/levels.hpp"
+#include "operations/pair_pass.hpp"
 #include "operations/screen.hpp"
 
 namespace dal {
@@ -176,6 +177,7 @@ class FirstLook {
 
 FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
                      double rounding, const Call& call) {
+  if (problem.pool.pairs()) return pair_pass(problem, admissible, single, rounding, call);
   return FirstLook(problem, admissible, single, rounding, call).run();
 }
 

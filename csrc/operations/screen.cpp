@@ -29,8 +29,8 @@ const double kUnit = std::ldexp(1.0, -24);
 
 double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
 
-// How many of `total` directions to take from the low end: the split with the smallest expected bound when a row's
-// energy along k is in proportion to lambda_k - lambda_min.
+}  // namespace
+
 int64_t low_end(const double* lambda, int64_t d, int64_t total) {
   int64_t best = total;
   double smallest = kInfinity;
@@ -48,8 +48,6 @@ int64_t low_end(const double* lambda, int64_t d, int64_t total) {
   }
   return best;
 }
-
-}  // namespace
 
 Screen::Screen(const SelectionProblem& p, int64_t directions, double rounding)
     : k_(kernels()), d_(p.pool.d), directions_(directions) {

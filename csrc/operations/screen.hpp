@@ -8,6 +8,10 @@
 
 namespace dal {
 
+// How many of `total` directions to take from the low end of the spectrum: the split with the smallest expected bound
+// when a row's energy along k is in proportion to lambda_k - lambda_min.
+int64_t low_end(const double* lambda, int64_t d, int64_t total);
+
 class Screen {
  public:
   // `directions` eigenvectors from both ends of the spectrum, and the reward as one more column.
