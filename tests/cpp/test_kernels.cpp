@@ -334,6 +334,131 @@ void screening() {
     }
 }
 
+// The kernels of prompts, in buffers that end one vector past what an argument holds.
+void completions() {
+  current = "pairs";
+  const KernelTable& k = kernels();
+  const int64_t lanes = k.float_lanes();
+  const auto floats = [](int64_t n) { return std::vector<float>(static_cast<size_t>(n)); };
+  for (int64_t d : kSizes)
+    for (int64_t n : {1, 2, 3, 5, 8, 16, 17, 33, 70}) {
+      const int64_t depth = (d + lanes - 1) / lanes * lanes, columns = 16, stride = depth + columns, wide = (d + 2 * lanes - 1) / (2 * lanes) * 2 * lanes;
+      const std::string sizes = "d = " + std::to_string(d) + ", n = " + std::to_string(n);
+      const Storage storage = kStorages[below(4)];
+      const Stored stored(n * d, storage);
+      std::vector<float> direction = floats(depth), rows = floats(n * stride), margin = floats(n + lanes), square(margin);
+      for (int64_t j = 0; j < d; ++j) direction[static_cast<size_t>(j)] = static_cast<float>(normal());
+      k.centre(stored.bytes.data(), stored.bytes.data(), storage, n, d, direction.data(), stride, rows.data(), margin.data(), square.data());
+      const auto x = [&](int64_t i, int64_t j) { return stored.values[static_cast<size_t>(i * d + j)] - stored.values[static_cast<size_t>(j)]; };
+      bool ok = true;
+      for (int64_t i = 0; i < n; ++i) {
+        double u = 0, s = 0;
+        for (int64_t j = 0; j < depth; ++j) {
+          const double v = j < d ? x(i, j) : 0;
+          ok = ok && close(rows[static_cast<size_t>(i * stride + j)], v, 1e-6);
+          u += v * direction[static_cast<size_t>(j)];
+          s += v * v;
+        }
+        ok = ok && close(margin[static_cast<size_t>(i)], u, 1e-4) && close(square[static_cast<size_t>(i)], s, 1e-4);
+      }
+      check(ok, "centre, " + sizes);
+
+      std::vector<float> v = floats(columns * depth), c = floats(columns);
+      for (auto* all : {&v, &c})
+        for (float& value : *all) value = static_cast<float>(normal());
+      k.project(rows.data(), n, stride, depth, v.data(), columns, rows.data() + depth);
+      const std::vector<double> w = inverse_lower(cholesky(positive_definite(d, 0.5), d), d);
+      std::vector<float> packed = floats(k.packed_factor_size(d, true)), z = floats(n * wide);
+      k.pack_factor_float(w.data(), d, 1.0, packed.data());
+      k.whiten(rows.data(), n, stride, d, packed.data(), wide, z.data());
+      ok = true;
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t q = 0; q < columns; ++q) {
+          double p = 0, size = 0;
+          for (int64_t j = 0; j < d; ++j) p += x(i, j) * v[static_cast<size_t>(q * depth + j)], size += std::fabs(x(i, j) * v[static_cast<size_t>(q * depth + j)]);
+          ok = ok && std::fabs(rows[static_cast<size_t>(i * stride + depth + q)] - p) <= 1e-5 * (1 + size);
+        }
+        for (int64_t q = 0; q < wide; ++q) {
+          double y = 0, size = 0;
+          for (int64_t j = 0; q < d && j <= q; ++j) y += x(i, j) * w[static_cast<size_t>(q * d + j)], size += std::fabs(x(i, j) * w[static_cast<size_t>(q * d + j)]);
+          ok = ok && std::fabs(z[static_cast<size_t>(i * wide + q)] - y) <= 1e-5 * (1 + size);
+        }
+      }
+      check(ok, "project and whiten, " + sizes);
+
+      // All pairs at once, and those of some rows a by themselves.
+      const int64_t pairs = n * (n - 1) / 2;
+      std::vector<float> sum = floats(pairs), plain(sum), spread = floats(pairs + lanes), norm(spread);
+      const int64_t half = n / 2, before = half * (n - 1) - half * (half - 1) / 2;
+      k.pair_sums(rows.data(), n, stride, depth, columns, 0.25f, c.data(), 0, half, sum.data());
+      k.pair_sums(rows.data(), n, stride, depth, columns, 0.25f, c.data(), half, n - 1, sum.data() + before);
+      k.pair_sums(z.data(), n, wide, depth, 0, 1, nullptr, 0, n - 1, plain.data());
+      k.pair_spread(margin.data(), n, -1, 0, n - 1, spread.data());
+      k.pair_spread(square.data(), n, 1, 0, n - 1, norm.data());
+      ok = true;
+      size_t at = 0;
+      for (int64_t a = 0; a < n; ++a)
+        for (int64_t b = a + 1; b < n; ++b, ++at) {
+          const float *xa = rows.data() + a * stride, *xb = rows.data() + b * stride;
+          double expected = 0, size = 1, whole = 0;
+          for (int64_t j = 0; j < stride; ++j) {
+            const double difference = static_cast<double>(xb[j]) - xa[j], term = difference * difference * (j < depth ? 0.25f : c[static_cast<size_t>(j - depth)]);
+            expected += term;
+            size += std::fabs(term);
+          }
+          for (int64_t j = 0; j < depth; ++j) whole += std::pow(static_cast<double>(z[static_cast<size_t>(b * wide + j)]) - z[static_cast<size_t>(a * wide + j)], 2);
+          ok = ok && std::fabs(sum[at] - expected) <= 1e-5 * size && close(plain[at], whole, 1e-5);
+          ok = ok && spread[at] == margin[static_cast<size_t>(b)] - margin[static_cast<size_t>(a)];
+          ok = ok && norm[at] == square[static_cast<size_t>(b)] + square[static_cast<size_t>(a)];
+        }
+      check(ok, "sums of pairs, " + sizes);
+    }
+
+  // From sums to leverages to weights, and back to float.
+  const std::vector<double> weight = {4, 2, -1};
+  const WeightSteps steps{weight.data(), 2, (1023 - 1) << 1, 2, 51};  // t < 3/4, t < 1, and above
+  PairScale s;
+  s.up = 1.5f;
+  s.unscale = 2;
+  s.slope = 0.5;
+  s.factor = 3;
+  s.margin_scale = 0.5;
+  s.margin_error = 0.25;
+  for (int64_t n : kSizes) {
+    std::vector<float> sum = floats(n), error(sum), norm = floats(n + lanes), margin(norm), out(sum);
+    std::vector<double> full(static_cast<size_t>(n + lanes)), screened(full), bound(static_cast<size_t>(n), 7.0);
+    for (size_t q = 0; q < sum.size(); ++q) {
+      sum[q] = static_cast<float>(below(5));
+      error[q] = static_cast<float>(below(3));
+      norm[q] = static_cast<float>(below(3));
+      margin[q] = static_cast<float>(below(9) - 4);
+    }
+    const bool zero = std::count(sum.begin(), sum.end(), 0.0f) > 0;
+    check(k.pair_leverages(n, sum.data(), error.data(), s, full.data()) == zero, "sums of zero are told");
+    check(k.pair_leverages_screened(n, sum.data(), norm.data(), s, screened.data()) == zero, "sums of zero are told");
+    const double largest = k.pair_weights(n, screened.data(), margin.data(), norm.data(), s, steps, bound.data());
+    k.leverages_up(n, full.data(), out.data());
+    bool ok = true;
+    double most = -1;
+    for (size_t q = 0; q < sum.size(); ++q) {
+      ok = ok && close(full[q], 3 * std::pow((std::sqrt(sum[q]) * 1.5 + error[q]) * 2, 2), 1e-6);
+      ok = ok && close(screened[q], 3 * (sum[q] + 0.5 * norm[q] * norm[q]), 1e-12);
+      ok = ok && static_cast<double>(out[q]) >= full[q] && static_cast<double>(out[q]) <= full[q] * (1 + 1e-6);
+      const double t = 2 * std::max(0.0, 0.5 * std::fabs(margin[q]) - 0.25 * norm[q]), w = t < 0.75 ? 4 : t < 1 ? 2 : -1;
+      ok = ok && close(bound[q], w < 0 ? -1 : w * screened[q], 1e-10);
+      most = std::max(most, bound[q]);
+    }
+    check(ok && largest == most, "from sums to bounds, n = " + std::to_string(n));
+    const float huge = std::numeric_limits<float>::infinity();
+    error[0] = norm[0] = huge;
+    check(k.pair_leverages(n, sum.data(), error.data(), s, full.data()) && full[0] == huge, "out of reach");
+    check(k.pair_leverages_screened(n, sum.data(), norm.data(), s, screened.data()) && screened[0] == huge, "out of reach");
+    const std::vector<float> known(static_cast<size_t>(n), 0.5f);
+    k.known_leverages(n, known.data(), 4, full.data());
+    check(full[0] == 2 && *std::max_element(full.begin(), full.begin() + n) <= 2, "known leverages");
+  }
+}
+
 void matrices_and_losses() {
   current = "information_matrix, bradley_terry";
   for (int64_t d : kSizes)
@@ -724,6 +849,7 @@ int main() {
   exact_steps();
   whitening();
   screening();
+  completions();
   matrices_and_losses();
   best_teachers();
   teachers();
