@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dal_native as dn
+from dal_native import selection
 from dal_native import testing as t
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounds_are_kept_of_small_pools_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_REUSE_FROM", 0)
+        yield
 
 
 def prompts(kind, counts, d, *, labels=20, ridge=1.0, dtype_name="float64", seed=0, offset=0.0, scale=1.0):
