@@ -146,13 +146,18 @@ void RowFile::advise(int descriptor, int64_t start, int64_t stop) const {
   each_run(start, stop, [&](int64_t offset, int64_t rows) { advise_bytes(descriptor, offset, rows * row_bytes_); });
 }
 
-// Keeps half a window to a whole one asked for beyond the pass; a read far from it begins another pass.
+// Keeps half a window to a whole one asked for beyond a pass. A read that does not continue the last one may begin
+// another pass, or may stand alone: nothing is asked for until the next read tells.
 void RowFile::read_ahead(int64_t start, int64_t stop) {
   int64_t ahead = ahead_.load();
-  const bool follows = start <= ahead && start >= ahead - 2 * window_;
+  const bool continues = start <= ahead && start >= ahead - 2 * window_;
+  if (!continues) {
+    ahead_.compare_exchange_strong(ahead, stop);
+    return;
+  }
   const int64_t upto = std::min(rows_, stop + window_);
-  if (follows && (ahead >= upto || ahead - stop > window_ / 2)) return;
-  if (ahead_.compare_exchange_strong(ahead, upto)) advise(descriptor_, follows ? std::max(ahead, stop) : stop, upto);
+  if (ahead >= upto || ahead - stop > window_ / 2) return;
+  if (ahead_.compare_exchange_strong(ahead, upto)) advise(descriptor_, std::max(ahead, stop), upto);
 }
 
 void RowFile::read(int64_t start, int64_t stop, void* to) {
