@@ -233,7 +233,7 @@ class _Known:
 
     def after(self, found: _Bounds, route: str) -> _Known:
         """What is known after a round has left these."""
-        return replace(self, since=found) if route == "warm" else _Known(self.pool, found)
+        return replace(self, since=found) if route.startswith("warm") else _Known(self.pool, found)
 
     def moved_to(self, pool: Pool, previous: Integers) -> _Known:
         """The same for another pool, of which conversation i was ``previous[i]``, or new where that is -1."""

@@ -181,6 +181,24 @@ def test_no_choice_of_directions_can_break_the_bound(seed, d, power, how, noise,
             assert (h_new <= bounded(bound, x, h_old)).all()
 
 
+@pytest.mark.parametrize("lean", [0.0, 1e-6, 1e-3])
+def test_directions_that_lean_on_each_other_are_not_counted_twice(lean):
+    """Two nearly equal directions lift an eigenvalue by less than the sum of what each would."""
+    old, new = np.eye(3), np.diag([0.3, 1.0, 1.0])
+    pencil = _reuse._Pencil(Factored.of(new), Factored.of(old))
+    v = np.array([[1.0, 0.0, 0.0], [np.cos(lean), np.sin(lean), 0.0]], np.float32)
+    x = np.eye(3)
+    passed = []
+    for inverse in np.linspace(1.05, 6.0, 100):  # alone it would take 1 / 0.3
+        bound = pencil._certified(0.999, v, np.full(2, inverse))
+        passed.append(bound is not None)
+        if bound is not None:
+            h_new = oracle_leverage(x, new)
+            assert (h_new <= bounded(bound, x, oracle_leverage(x, old))).all(), inverse
+    assert passed[-1]
+    assert not passed[0]
+
+
 def test_directions_lift_the_ratio():
     """Three eigenvalues far below the others, two far above: directions take them out of the way."""
     rng = np.random.default_rng(0)
