@@ -194,6 +194,20 @@ def test_rounds_that_leave_no_bounds_keep_the_older_ones(options):
     same(batch, dn.select_batch(problem.pool(), reward, beta, later, size, backend="cpu"))
 
 
+def test_a_round_that_looks_at_all_rows_replaces_what_was_known():
+    selector, problem, (reward, beta, matrix, size) = started()
+    selector.select(reward, beta, 1.1 * matrix, size, backend="cpu")
+    before = selector._known
+    assert before.since is not None
+    other = problem.matrix.copy()
+    other[0] *= 1e-3
+    other[:, 0] *= 1e-3  # one direction nearly forgotten: the old bounds say little
+    batch = selector.select(reward, beta, other, size, backend="cpu")
+    assert stage(batch) != "warm"
+    assert selector._known.since is None
+    np.testing.assert_array_equal(selector._known.looked.at.matrix, other)
+
+
 def test_rounds_that_go_to_and_fro_lose_one_ratio_only():
     """A chain of ratios loses at every link; bounds kept with the M they were found at lose once."""
     selector, _, (reward, beta, matrix, size) = started()
