@@ -34,9 +34,10 @@ class Admissible {
 
   bool open(int64_t i) const { return !(p_.blocked && p_.blocked[i]); }
 
-  // The same for a whole category, whoever the conversation excludes or lists. Falls, or stays within 1e-13 of itself,
-  // as |margin| grows: so does every true weight, and where a computed one is less accurate than that, beta |u| > 16,
-  // neighbouring numbers beta |u| are farther apart than exp errs.
+  // The same for a whole category, whoever the conversation excludes or lists. As |margin| grows it never rises by more
+  // than 4e-13 of itself: true weights fall; a computed one is as good as true while t = beta |u| < 16; from there on
+  // neighbouring numbers t are farther apart than exp errs, so that it falls, subnormal or not; and the tree finds the
+  // largest, the nearest neighbours of the peak a weight within 3e-13 of it.
   double category_bound(int32_t c, double margin) const { return per_cost(start_, c, margin, {}); }
 
   // The bound of a conversation, exact.

@@ -1,4 +1,4 @@
-// The largest weight of each category as a table over |u|.
+// The largest weight, or weight per cost, of each category as a table over |u|.
 #pragma once
 
 #include <algorithm>
@@ -11,13 +11,15 @@
 
 namespace dal {
 
-// The largest weight of a category as a step function of |u| from above: weights fall as |u| grows, so the value at the
-// lower edge of a step bounds the step. Steps are equal in the logarithm (128 a doubling) of the largest rationality
+// The largest weight (per cost) of a category as a step function of |u| from above: weights fall as |u| grows, so the
+// value at the lower edge of a step bounds the step. Steps are equal in the logarithm (128 a doubling) of the largest rationality
 // times |u|, found from the bits of the number.
 class Envelope {
  public:
   Envelope(const SelectionProblem& p, const Admissible& admissible) : admissible_(admissible) {
-    if (p.candidate_offsets || p.cost || p.categories > 256) return;
+    if (p.candidate_offsets || p.categories > 256) return;
+    // A search through costs takes longer than a look at the table, but a small pool does not make up for its making.
+    if (p.cost && p.pool.n < p.categories * kSteps) return;
     for (int32_t c = 0; c < p.categories; ++c) {
       double top = 0;
       for (int64_t at = c; at < p.m * p.categories; at += p.categories)

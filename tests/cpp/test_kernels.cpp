@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "formulas.hpp"
+#include "operations/admissible.hpp"
 #include "operations/levels.hpp"
 #include "operations/operations.hpp"
 #include "operations/selection.hpp"
@@ -615,6 +616,45 @@ void teachers() {
         table.remove(j);
       }
     }
+  }
+}
+
+// Bounds of a category by weight, or weight per cost: above every pair's, and falling as |u| grows.
+void category_bounds() {
+  current = "category bounds";
+  for (int round = 0; round < 60; ++round) {
+    const int64_t m = 1 + below(30);
+    std::vector<double> beta(static_cast<size_t>(m)), cost(beta.size());
+    for (double& b : beta) b = round % 2 ? std::exp(normal()) : awkward_rationality();
+    for (double& c : cost) c = round % 4 < 2 ? std::exp(normal()) : std::pow(10.0, static_cast<double>(below(201) - 100));
+    const std::vector<uint8_t> open(beta.size(), 1);
+    const std::vector<int64_t> capacity(beta.size(), -1);
+    SelectionProblem p;
+    p.rationality = beta.data();
+    p.m = m;
+    p.categories = 1;
+    p.available = open.data();
+    p.capacity = capacity.data();
+    p.cost = round % 3 ? cost.data() : nullptr;
+    const Admissible admissible(p);
+    std::vector<double> margins;
+    for (int k = 0; k < 300; ++k) margins.push_back(std::pow(10.0, 3 * normal()));
+    for (int k = 0; k < 300; ++k) margins.push_back(700 + 50 * static_cast<double>(k) / 300);
+    for (int k = 0; k < 100; ++k) margins.push_back(std::nextafter(margins[static_cast<size_t>(k)], 1e308));
+    std::sort(margins.begin(), margins.end());
+    double before = INFINITY;
+    bool falls = true, bounds = true;
+    for (double u : margins) {
+      const double bound = admissible.category_bound(0, u);
+      falls = falls && bound <= before * (1 + 1e-12);
+      before = bound;
+      for (int64_t j = 0; j < m; ++j) {
+        const double w = choice_weight(u, beta[static_cast<size_t>(j)]);
+        bounds = bounds && bound * (1 + 1e-12) >= w / (p.cost ? cost[static_cast<size_t>(j)] : 1) && (bound > 0 || w == 0);
+      }
+    }
+    check(falls, "falls in the margin");
+    check(bounds, "above every pair");
   }
 }
 

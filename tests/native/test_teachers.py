@@ -156,3 +156,20 @@ def test_costs_can_be_so_unequal_that_one_teacher_is_asked_for_everything():
     picks = picks_of(select(p, 8))
     assert picks == t.oracle_select(p, 8)[0]
     assert [j for _, j in picks[:5]] == [17] * 5
+
+
+@pytest.mark.parametrize("optimism", [0.0, 1.0])
+@pytest.mark.parametrize("more", [{}, {"exclude": True, "repeats": 2, "capacity": True}])
+def test_pools_large_enough_for_a_table_of_weights_per_cost(optimism, more):
+    """A first look at the pool reads the bounds of a category from a table: still the picks of the scan."""
+    rng = np.random.default_rng(8)
+    n, m = 3000, 30
+    p = t.make_problem("heavy_tails", n, 6, m, 1, seed=3)
+    options = {"cost": rng.lognormal(0, 1, (m, 1)), "optimism": optimism, **more}
+    if more:
+        options["exclude"] = np.stack([rng.integers(0, n, n), rng.integers(0, m, n)], axis=1)
+        options["capacity"] = rng.integers(0, 3, m)
+    p = t.Problem(p.differences, p.category, p.rationality, p.reward, p.matrix, options)
+    batch, scan = select(p, 20), select(p, 20, "reference")
+    assert picks_of(batch) == picks_of(scan)
+    assert batch.certificate == pytest.approx(scan.certificate, rel=1e-6)
