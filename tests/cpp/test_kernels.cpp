@@ -553,7 +553,9 @@ void teachers() {
   for (int round = 0; round < 600; ++round) {
     const int64_t m = 1 + below(round % 10 ? 20 : 300), categories = 1 + below(2);
     std::vector<double> beta(static_cast<size_t>(m * categories)), cost(beta.size());
-    for (double& b : beta) b = round % 3 ? std::exp(normal()) : awkward_rationality();
+    const bool subnormal = round % 7 == 0;  // exp(-beta u), but not the weight
+    for (double& b : beta)
+      b = subnormal ? 1e90 * static_cast<double>(700 + below(50)) + 1e88 * normal() : round % 3 ? std::exp(normal()) : awkward_rationality();
     const int64_t prices = below(6);
     for (size_t k = 0; k < cost.size(); ++k) {
       const double noise = std::exp(normal());
@@ -574,7 +576,7 @@ void teachers() {
     const double leverages[] = {0.0, 5e-324, 1e-300, 1e-12, 1.0, 1e4, 1e100, 1e300, std::exp(normal())};
     for (int step = 0; step < 6; ++step) {
       const auto c = static_cast<int32_t>(below(categories));
-      const double u = margins[below(14)];
+      const double u = subnormal ? 1e-90 : margins[below(14)];
       const Worth worth{leverages[below(9)], costs && below(4) > 0};
       std::vector<int64_t> excluded, asked;
       for (int64_t j = 0; j < m; ++j)
