@@ -238,7 +238,7 @@ class _Known:
     def moved_to(self, pool: Pool, previous: Integers) -> _Known:
         """The same for another pool, of which conversation i was ``previous[i]``, or new where that is -1."""
         since = None if self.since is None else _carried(self.since, pool, previous)
-        return _Known(pool, _carried(self.looked, pool, previous), since)
+        return _Known(pool, _with_new(_carried(self.looked, pool, previous), pool, previous < 0), since)
 
 
 class Selector:
@@ -352,24 +352,30 @@ class Selector:
         self.pool = new
 
 
+def _carried(bounds: _Bounds, pool: Pool, previous: Integers) -> _Bounds:
+    """The bounds of conversations that were in the pool before; infinite for the others."""
+    leverage = np.full(len(pool), np.inf, np.float32)
+    old = previous >= 0
+    leverage[old] = bounds.leverage[previous[old]]
+    return replace(bounds, leverage=leverage)
+
+
 #: Leverages of new conversations are computed at once while they are no larger a share of the pool.
 _FEW_NEW = 0.125
 
 
-def _carried(bounds: _Bounds, pool: Pool, previous: Integers) -> _Bounds:
-    """Bounds for another pool: those known, and of a few new conversations the leverages, rounded up."""
-    leverage = np.full(len(pool), np.inf, np.float32)
-    old = previous >= 0
-    leverage[old] = bounds.leverage[previous[old]]
-    fresh = np.flatnonzero(~old)
-    if 0 < len(fresh) <= _FEW_NEW * len(pool) and bounds.at.kept > 0.0:
-        exact = np.empty(len(fresh))
-        _dispatch.find("leverage")(pool, bounds.at.factor, fresh, exact, _dispatch.threads())
-        with np.errstate(over="ignore", under="ignore"):
-            # products with W are off by no more, relatively, than W itself
-            leverage[fresh] = exact / bounds.at.kept**2 * (1.0 + 2.0**-22) + _UNDERFLOW
-    leverage[np.isnan(leverage)] = np.inf
-    return _Bounds(leverage, bounds.at)
+def _with_new(bounds: _Bounds, pool: Pool, new: NDArray[np.bool_]) -> _Bounds:
+    """The same with the leverages of a few new conversations, rounded up; they may stay infinite."""
+    fresh = np.flatnonzero(new)
+    if not 0 < len(fresh) <= _FEW_NEW * len(pool) or not bounds.at.kept > 0.0:
+        return bounds
+    exact = np.empty(len(fresh))
+    _dispatch.find("leverage")(pool, bounds.at.factor, fresh, exact, _dispatch.threads())
+    with np.errstate(over="ignore", under="ignore"):
+        # products with W are off by no more, relatively, than W itself
+        above = (exact / bounds.at.kept**2 * (1.0 + 2.0**-22) + _UNDERFLOW).astype(np.float32)
+    bounds.leverage[fresh] = np.where(np.isnan(above), np.float32(np.inf), above)
+    return bounds
 
 
 def _problem(
