@@ -177,7 +177,7 @@ class FirstLook {
 
 FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
                      double rounding, const Call& call) {
-  if (problem.pool.pairs() && !problem.pool.file) return pair_pass(problem, admissible, single, rounding, call);
+  if (problem.pool.pairs()) return pair_pass(problem, admissible, single, rounding, call);
   return FirstLook(problem, admissible, single, rounding, call).run();
 }
 

@@ -274,6 +274,10 @@ struct View {
   const float* known;
   float* leverage_out;
   double* bound;
+
+  View with_rows(int64_t first, int64_t last, std::vector<char>& to) const {
+    return {dal::with_rows(pool, first, last, to), index, known, leverage_out, bound};
+  }
 };
 
 class PairPass {
@@ -321,12 +325,13 @@ class PairPass {
     PairRows::Space rows;
     PairRows::PairSpace pairs;
     Again again;
+    std::vector<char> stored;  // of a file
   };
 
   // Prompts in runs of about chunk_rows completions; one with more than that by itself, shared by all threads.
   void pass(const View& view, const Route& route) {
     const Rows& pool = view.pool;
-    const int64_t most = std::max<int64_t>(chunk_rows(pool.d), 64);
+    const int64_t most = std::max<int64_t>(chunk_rows(pool), 64);
     std::vector<int64_t> begin, large;
     int64_t rows = most;
     for (int64_t p = 0; p < pool.prompts; ++p) {
@@ -357,18 +362,19 @@ class PairPass {
 
   // From prompt `first` on, up to `stop` or a prompt with more than `most` completions; the run after this one begins at
   // completion `next`, if that is not negative.
-  void run_of_prompts(const View& view, const Route& route, int64_t first, int64_t stop, int64_t most, int64_t next,
+  void run_of_prompts(const View& all, const Route& route, int64_t first, int64_t stop, int64_t most, int64_t next,
                       Space& space) {
-    const int64_t* offsets = view.pool.prompt_offsets;
+    const int64_t* offsets = all.pool.prompt_offsets;
     while (stop > first && offsets[stop] - offsets[stop - 1] > most) --stop;
     const int64_t begin = offsets[first], count = offsets[stop] - begin;
+    const View view = all.with_rows(begin, begin + count, space.stored);
     rows_.reserve(route, count, space.rows);
     for (int64_t p = first; p < stop; ++p)
       rows_.centre(view.pool, offsets[p], offsets[p], offsets[p + 1] - offsets[p], route, offsets[p] - begin, space.rows);
     rows_.project(count, route, 0, space.rows);
     for (int64_t p = first; p < stop; ++p) {
       const int64_t at = offsets[p] - begin, rows = offsets[p + 1] - offsets[p];
-      if (next >= 0) fetch(view.pool, next + at, std::min(next + at + rows, offsets[view.pool.prompts]));
+      if (next >= 0 && !all.pool.file) fetch(view.pool, next + at, std::min(next + at + rows, offsets[view.pool.prompts]));
       if (rows > 1) pairs(view, route, p, rows_.at(at, route, space.rows), 0, rows - 1, space);
     }
     sharpen_now(view, space.again);
@@ -380,9 +386,11 @@ class PairPass {
     for (const char* at = pool.at(begin); at < pool.at(end); at += 64) __builtin_prefetch(at, 0, 2);
   }
 
-  void large_prompt(const View& view, const Route& route, int64_t prompt) {
+  void large_prompt(const View& all, const Route& route, int64_t prompt) {
     constexpr int64_t per_chunk = 64;  // whole vectors at every level
-    const int64_t first = view.pool.prompt_offsets[prompt], count = view.pool.prompt_offsets[prompt + 1] - first;
+    const int64_t first = all.pool.prompt_offsets[prompt], count = all.pool.prompt_offsets[prompt + 1] - first;
+    std::vector<char> stored;
+    const View view = all.with_rows(first, first + count, stored);
     PairRows::Space rows;
     rows_.reserve(route, count, rows);
     parallel_for(chunks_of(count, per_chunk), call_, [&](int64_t chunk, int) {
@@ -507,14 +515,16 @@ class PairPass {
     const int64_t typical = std::clamp<int64_t>(2 * pool.n / pool.prompt_offsets[pool.prompts] + 1, 2, most);
     const int64_t step = std::max<int64_t>(1, pool.n / (room / typical));
     Sample s;
-    int64_t taken = 0;  // completions before this one
+    std::vector<char> stored;  // of a file
+    int64_t taken = 0;         // completions before this one
     for (int64_t i = step / 2; i < pool.n && s.prompt_offsets.back() + most <= room; i += step) {
       const int64_t prompt = pool.prompt_of(i), first = pool.prompt_offsets[prompt], end = pool.prompt_offsets[prompt + 1];
       int64_t from = first;
       each_pair(pool, i, i + 1, [&](int64_t, int64_t, int64_t a, int64_t) { from = std::max(first, std::min(a, end - most)); });
       if (from < taken) continue;
       taken = std::min(end, from + most);
-      s.rows.insert(s.rows.end(), pool.at(from), pool.at(taken));
+      const Rows held = with_rows(pool, from, taken, stored);
+      s.rows.insert(s.rows.end(), held.at(from), held.at(taken));
       s.category.push_back(pool.category[prompt]);
       s.prompt_offsets.push_back(s.prompt_offsets.back() + taken - from);
       for (int64_t a = from; a < taken; ++a)
@@ -536,6 +546,7 @@ class PairPass {
     Sample s = sample();
     Rows pool = p_.pool;
     pool.rows = s.rows.data();
+    pool.file = nullptr;
     pool.n = static_cast<int64_t>(s.index.size());
     pool.prompts = static_cast<int64_t>(s.category.size());
     pool.prompt_offsets = s.prompt_offsets.data();

@@ -17,6 +17,7 @@ namespace dal {
 // block_of and gather, which serve both.
 struct Rows {
   const void* rows = nullptr;
+  int64_t first_row = 0;  // the one that `rows` points at
   RowFile* file = nullptr;
   Storage storage = Storage::f64;
   int64_t n = 0;  // conversations
@@ -30,7 +31,7 @@ struct Rows {
   bool needs_scratch() const { return pairs() || file; }  // for block_of
   // Rows in memory only.
   const char* at(int64_t row) const {
-    return static_cast<const char*>(rows) + row * d * storage_bytes(storage);
+    return static_cast<const char*>(rows) + (row - first_row) * d * storage_bytes(storage);
   }
   // One row as stored; of a file, in a buffer of this thread until its next call.
   const void* stored(int64_t row) const { return file ? file->row(row) : at(row); }
@@ -121,6 +122,18 @@ inline void gather(const KernelTable& k, const Rows& pool, int64_t i, double* x,
   } else {
     each_pair(pool, i, i + 1, [&](int64_t, int64_t, int64_t a, int64_t b) { form_difference(k, pool, a, b, x, other); });
   }
+}
+
+// The pool with stored rows first..last-1 in memory: as it is, or, of a file, with these in `to` and no others.
+inline Rows with_rows(const Rows& pool, int64_t first, int64_t last, std::vector<char>& to) {
+  if (!pool.file) return pool;
+  to.resize(static_cast<size_t>((last - first) * pool.d * storage_bytes(pool.storage)));
+  pool.file->read(first, last, to.data());
+  Rows held = pool;
+  held.file = nullptr;
+  held.rows = to.data();
+  held.first_row = first;
+  return held;
 }
 
 // Says that these conversations will be gathered soon, one by one.
