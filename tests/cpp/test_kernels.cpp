@@ -895,6 +895,7 @@ int main() {
   matrices_and_losses();
   best_teachers();
   teachers();
+  category_bounds();
   row_files();
   selection();
   threads();
