@@ -194,9 +194,10 @@ class Pool:
         -----
         Streamed rows are read in place from ``.npy`` in C order, ``.safetensors`` and uncompressed Arrow.
         Parquet, compressed Arrow and ``.npy`` in another order or of integers are decoded once, some rows at
-        a time, into a temporary file without a name in the folder that TMPDIR names; it needs as much room as
-        the rows and goes with the pool. NaN and infinity in streamed rows are refused when they are first
-        read, not at opening.
+        a time, into a temporary file without a name in the folder that TMPDIR names, best on a disk; it needs
+        as much room as the rows and goes with the pool. NaN and infinity in streamed rows are refused when
+        they are first read, not at opening. Completions of one prompt are read together,
+        whatever the working memory.
 
         A mapped file must not be truncated during a call: the system ends a process that reads a page which
         is not there any more. A streamed one may be.

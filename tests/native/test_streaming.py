@@ -100,6 +100,26 @@ def test_picks_are_those_of_the_rows_in_memory(tmp_path, problem, kind, dtype_na
             same(select(pool, problem, threads=threads), expected)
 
 
+@pytest.mark.parametrize("kind", t.KINDS)
+@pytest.mark.parametrize(("n", "d", "labels"), [(300, 40, 10), (4000, 17, 4), (2500, 40, 5000)])
+def test_every_regime(tmp_path, kind, n, d, labels):
+    """Few and many labels, every spectrum: whichever way the first pass goes, and in later rounds."""
+    p = t.make_problem(kind, n, d, labels=labels, dtype_name="float32", seed=n)
+    stored = p.rows().astype(np.float32)
+    np.save(tmp_path / "x.npy", stored)
+    pool = dn.Pool(stored, p.category)
+    streamed = dn.Pool.open(tmp_path / "x.npy", p.category, working_memory=1 << 17)
+    options = {"optimism": 0.3, "repeats": 2, "capacity": np.full(len(p.rationality), 5)}
+    same(select(streamed, p, threads=2, **options), select(pool, p, threads=2, **options))
+    in_memory, in_file = dn.Selector(pool), dn.Selector(streamed)
+    M = p.matrix
+    for _ in range(3):
+        expected = in_memory.select(p.reward, p.rationality, M, 6)
+        same(in_file.select(p.reward, p.rationality, M, 6), expected)
+        x = pool.take(expected.conversation)
+        M = M + 0.2 * x.T @ x
+
+
 @pytest.mark.parametrize("method", ["lazy", "dense"])
 def test_every_operation(tmp_path, problem, backend, method):
     stored = problem.rows().astype(np.float16)
