@@ -23,6 +23,11 @@ LEVELS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
+# Products in bfloat16: one file, for two instruction sets beyond the levels.
+PRODUCTS = {
+    "avx512bf16": [*LEVELS["avx512"], "-mavx512bf16", "-DDAL_LEVEL_AVX512"],
+    "amx": [*LEVELS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DDAL_LEVEL_AVX512"],
+}
 SANITIZE = [
     "-O1",
     "-g",
@@ -30,6 +35,7 @@ SANITIZE = [
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
 ]
+PRODUCT_SOURCE = "csrc/kernels/bfloat16/products.cpp"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 PROBE = """
@@ -89,13 +95,14 @@ class BuildExtensions(build_ext):
     def compile_kernels(self, ext):
         """All object files of the C++ module, compiled side by side."""
         sanitize = SANITIZE if os.environ.get("DAL_NATIVE_SANITIZE") == "1" else []
-        levels = LEVELS if X86 else {"generic": []}
-        jobs = [(source, "once", [*PORTABLE, *macros(levels)]) for source in portable_sources()]
+        levels, products = (LEVELS, PRODUCTS) if X86 else ({"generic": []}, {})
+        jobs = [(source, "once", [*PORTABLE, *macros([*levels, *products])]) for source in portable_sources()]
         jobs += [
             (source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
             for name, flags in levels.items()
             for source in kernel_sources()
         ]
+        jobs += [(PRODUCT_SOURCE, name, [*flags, f"-DDAL_LEVEL={name}"]) for name, flags in products.items()]
 
         def compile_one(job):
             source, folder, flags = job
@@ -145,7 +152,7 @@ def check_cuda_switch():
 def extensions():
     kernels = Extension(
         "dal_native._kernels",
-        sources=kernel_sources() + portable_sources(),
+        sources=[*kernel_sources(), PRODUCT_SOURCE, *portable_sources()],
         depends=headers(),
         include_dirs=["csrc"],
         language="c++",

@@ -50,6 +50,7 @@ class SelectionProblem:
     known_leverage: NDArray[np.float32] | None = None  # (n,)
     known_scale: float = 1.0
     leverage_out: NDArray[np.float32] | None = None  # (n,)
+    route: str = ""  # of the first pass; empty: the cheapest, by what a sample of the rows shows
 
     @cached_property
     def inverse_factor(self) -> Floats:

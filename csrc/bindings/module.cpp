@@ -310,13 +310,14 @@ py::array_t<int64_t> as_array(const std::vector<int64_t>& v) {
 }
 
 py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles& rationality, const Doubles& matrix,
-                      const Doubles& factor, const Doubles& inverse_factor, const std::optional<Doubles>& eigenvalues,
-                      const std::optional<Doubles>& eigenvectors, const Bytes& available, const Integers& capacity, const std::optional<Doubles>& cost, const std::optional<Bytes>& blocked,
+                      const Doubles& factor, const Doubles& inverse_factor, double inverse_norm,
+                      const py::object& spectrum, const Bytes& available, const Integers& capacity,
+                      const std::optional<Doubles>& cost, const std::optional<Bytes>& blocked,
                       const std::optional<Integers>& exclude_conversation,
                       const std::optional<Integers>& exclude_offsets, const std::optional<Integers>& exclude_teacher,
                       const std::optional<Integers>& candidate_offsets,
                       const std::optional<Integers>& candidate_teacher, int64_t size, int64_t repeats, double optimism,
-                      bool dense, std::optional<Array<float>> known_leverage, double known_scale,
+                      bool dense, const std::string& route, std::optional<Array<float>> known_leverage, double known_scale,
                       std::optional<Array<float>> leverage_out, int threads, const py::object& progress) {
   dal::SelectionProblem p;
   p.pool = pool.view();
@@ -330,9 +331,17 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
   p.matrix = read(matrix, "matrix", {d, d});
   p.factor = read(factor, "factor", {d, d});
   p.inverse_factor = read(inverse_factor, "inverse_factor", {d, d});
-  p.eigenvalues = read(eigenvalues, "eigenvalues", {d});
-  p.eigenvectors = read(eigenvectors, "eigenvectors", {d, d});
-  if (!p.eigenvalues != !p.eigenvectors) refuse("eigenvectors: need eigenvalues");
+  p.inverse_norm = inverse_norm;
+  std::optional<std::pair<Doubles, Doubles>> solved;  // keeps the arrays alive
+  if (!spectrum.is_none())
+    p.spectrum = [&]() -> dal::Spectrum {
+      py::gil_scoped_acquire hold;
+      const py::object found = spectrum();
+      if (found.is_none()) return {};
+      solved = found.cast<std::pair<Doubles, Doubles>>();
+      return {read(solved->first, "eigenvalues", {d}), read(solved->second, "eigenvectors", {d, d})};
+    };
+  p.route = route;
   p.available = read(available, "available", {p.m, p.categories});
   p.capacity = read(capacity, "capacity", {p.m});
   p.cost = read(cost, "cost", {p.m, p.categories});
@@ -395,7 +404,7 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of dal_native; use the functions of dal_native, which check and word their arguments.";
   m.def("simd_level", [] {
     try {
-      return std::string(dal::kernels().name);
+      return dal::level_name();
     } catch (const std::invalid_argument& error) {
       throw py::value_error(error.what());
     }
@@ -456,11 +465,10 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         DAL_IN("rationality"), DAL_IN("sample_weight"), DAL_IN("gradient"), DAL_IN("rationality_gradient"),
         py::arg("threads"));
   m.def("select_batch", &select_batch, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"), DAL_IN("matrix"),
-        DAL_IN("factor"), DAL_IN("inverse_factor"), DAL_IN("eigenvalues"), DAL_IN("eigenvectors"), DAL_IN("available"),
-        DAL_IN("capacity"), DAL_IN("cost"),
-        DAL_IN("blocked"), DAL_IN("exclude_conversation"), DAL_IN("exclude_offsets"), DAL_IN("exclude_teacher"),
+        DAL_IN("factor"), DAL_IN("inverse_factor"), py::arg("inverse_norm"), py::arg("spectrum"), DAL_IN("available"),
+        DAL_IN("capacity"), DAL_IN("cost"), DAL_IN("blocked"), DAL_IN("exclude_conversation"), DAL_IN("exclude_offsets"), DAL_IN("exclude_teacher"),
         DAL_IN("candidate_offsets"), DAL_IN("candidate_teacher"), py::arg("size"), py::arg("repeats"),
-        py::arg("optimism"), py::arg("dense"), DAL_IN("known_leverage"), py::arg("known_scale"),
+        py::arg("optimism"), py::arg("dense"), py::arg("route"), DAL_IN("known_leverage"), py::arg("known_scale"),
         DAL_IN("leverage_out"), py::arg("threads"), py::arg("progress"));
 #undef DAL_IN
 }

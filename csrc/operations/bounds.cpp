@@ -40,11 +40,13 @@ double rounding_of_leverage(double condition, int64_t d) {
 
 // ---- single precision ---------------------------------------------------------------------------------------
 
-void SinglePass::Space::reserve(const Rows& pool, int64_t count) {
+void SinglePass::Space::reserve(const Rows& pool, int64_t count, bool in_place) {
   const auto many = static_cast<size_t>(count);
   if (margin.size() >= many) return;
-  scratch.resize((many + 1) * static_cast<size_t>(pool.d));
-  rows.resize(many * static_cast<size_t>(pool.d));
+  if (!in_place) {
+    scratch.resize((many + 1) * static_cast<size_t>(pool.d));
+    rows.resize(many * static_cast<size_t>(pool.d));
+  }
   margin.resize(many);
   square.resize(many);
   whitened.resize(many);

@@ -32,7 +32,8 @@ class SinglePass {
   struct Space {
     std::vector<double> scratch, margin, square, whitened;
     std::vector<float> rows;
-    void reserve(const Rows& pool, int64_t count);
+    // in_place: neither the scratch nor the rows will be used
+    void reserve(const Rows& pool, int64_t count, bool in_place = false);
   };
 
   // Rows as float, in place where they are stored so, else in the space.

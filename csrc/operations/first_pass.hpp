@@ -1,27 +1,35 @@
-// The first look at a pool.
+// The first look at a pool: what every conversation can be worth at most, by the cheapest route.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "operations/admissible.hpp"
+#include "operations/bfloat16_pass.hpp"
 #include "operations/bounds.hpp"
 #include "operations/selection.hpp"
 
 namespace dal {
 
-// What the first look at the pool gives: bound[i] >= w h of every pair of conversation i that was admissible at the
-// start (per cost with costs), whatever is added to M later; -1 where nobody may answer; 0 only where every such value
-// is 0; +infinity where single precision does not reach.
+// The float at or above a number that is -1 or not negative; 0 only for 0.
+float above(double value);
+
 struct FirstPass {
-  std::vector<double> bound;
+  // bound[i] >= w h of every pair of conversation i that was admissible at the start (per cost with costs), whatever is
+  // added to M later; -1 where nobody may answer; 0 only where every such value is 0; +infinity where single precision
+  // does not reach.
+  std::vector<float> bound;
+  // leverage[i] >= h at the start
+  std::vector<float> leverage;
   std::string route;
   int64_t directions = 0;
+  bool tight = false;  // leverages near enough to start from: nothing but the final routine would sharpen them
 };
 
-// Bounds by the cheapest route, judged on a sample of the rows: the full product W x of every row, a few projections
-// ("screened"), or leverages known from an earlier round ("warm"). Fills problem.leverage_out where asked for.
+// The routes: "bfloat16", the full product in bfloat16; "full", the full product in single precision; "screened", a few
+// projections on eigenvectors of M; "warm", leverages known from an earlier round. What is cheapest is judged on a
+// sample of the rows. Fills problem.leverage_out where asked for.
 FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
-                     double rounding, const Call& call);
+                     const Bfloat16Pass& products, double rounding, const Call& call);
 
 }  // namespace dal

@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace dal {
@@ -43,45 +47,72 @@ bool has_v3() {
 
 // x86-64-v4 adds AVX-512 F, DQ, CD, BW, VL.
 bool has_v4() { return has_v3() && (saved_state() & 0xe6u) == 0xe6u && has(cpuid(7, 0).b, {16, 17, 28, 30, 31}); }
+
+bool has_bfloat16() { return has_v4() && cpuid(7, 0).a >= 1 && has(cpuid(7, 1).a, {5}); }
+
+// Linux hands out the registers of the matrix units on request: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+bool has_matrix_units() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  if (!has_bfloat16() || (saved_state() & 0x60000u) != 0x60000u || !has(cpuid(7, 0).d, {22, 24})) return false;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
-std::vector<const KernelTable*> available_tables() {
-  std::vector<const KernelTable*> tables = {&generic::table};
+struct Level {
+  std::string name;
+  const KernelTable* table;
+  const Bfloat16Table* products;
+};
+
+std::vector<Level> levels_here() {
+  std::vector<Level> levels = {{"generic", &generic::table, nullptr}};
 #if defined(__x86_64__) && defined(DAL_HAVE_AVX2)
-  if (has_v3()) tables.push_back(&avx2::table);
+  if (has_v3()) levels.push_back({"avx2", &avx2::table, nullptr});
 #endif
 #if defined(__x86_64__) && defined(DAL_HAVE_AVX512)
-  if (has_v4()) tables.push_back(&avx512::table);
+  if (has_v4()) levels.push_back({"avx512", &avx512::table, nullptr});
+#if defined(DAL_HAVE_AVX512BF16)
+  if (has_bfloat16()) levels.push_back({"avx512bf16", &avx512::table, &avx512bf16::bfloat16_table});
 #endif
-  return tables;
+#if defined(DAL_HAVE_AMX)
+  if (has_matrix_units()) levels.push_back({"amx", &avx512::table, &amx::bfloat16_table});
+#endif
+#endif
+  return levels;
 }
 
-const KernelTable& chosen() {
+Level chosen() {
   const char* named = std::getenv("DAL_NATIVE_SIMD");
-  if (named && *named) return kernels(std::string(named));
-  return *available_tables().back();
+  const std::vector<Level> levels = levels_here();
+  if (!named || !*named) return levels.back();
+  std::string have;
+  for (const Level& level : levels) {
+    if (level.name == named) return level;
+    have += (have.empty() ? "" : ", ") + level.name;
+  }
+  throw std::invalid_argument("DAL_NATIVE_SIMD is '" + std::string(named) + "'; this processor offers " + have);
+}
+
+const Level& level_in_use() {
+  static const Level level = chosen();
+  return level;
 }
 
 }  // namespace
 
 std::vector<std::string> available_levels() {
   std::vector<std::string> names;
-  for (const KernelTable* table : available_tables()) names.emplace_back(table->name);
+  for (const Level& level : levels_here()) names.push_back(level.name);
   return names;
 }
 
-const KernelTable& kernels(const std::string& level) {
-  std::string have;
-  for (const KernelTable* table : available_tables()) {
-    if (level == table->name) return *table;
-    have += (have.empty() ? "" : ", ") + std::string(table->name);
-  }
-  throw std::invalid_argument("DAL_NATIVE_SIMD is '" + level + "'; this processor offers " + have);
-}
+const std::string& level_name() { return level_in_use().name; }
 
-const KernelTable& kernels() {
-  static const KernelTable& table = chosen();
-  return table;
-}
+const KernelTable& kernels() { return *level_in_use().table; }
+
+const Bfloat16Table* bfloat16_products() { return level_in_use().products; }
 
 }  // namespace dal

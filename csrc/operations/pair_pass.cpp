@@ -43,7 +43,7 @@ const double kUnit = std::ldexp(1.0, -24);
 
 double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
 // A float not below x >= 2^-124.
-float above(double x) { return static_cast<float>(x) * (1 + 0x1p-22f); }
+float rounded_up(double x) { return static_cast<float>(x) * (1 + 0x1p-22f); }
 int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 // Pairs of `count` rows whose first is before a.
 int64_t pairs_before(int64_t a, int64_t count) { return a * (count - 1) - a * (a - 1) / 2; }
@@ -112,8 +112,8 @@ class PairRows {
     const double factor_norm = frobenius(p.inverse_factor, d_ * d_) * factor_scale * (1 + 1e-9);
     error_per_norm_ = factor_norm * (gamma(d + 3) + 2 * kUnit) * (1 + 1e-9);
     error_tiny_ = (d * tiny + factor_norm * tiny + tiny) * (1 + 1e-9);
-    scale_.tiny = above(d * std::ldexp(1.0, -124));
-    scale_.up = above(std::sqrt(square_up_));
+    scale_.tiny = rounded_up(d * std::ldexp(1.0, -124));
+    scale_.up = rounded_up(std::sqrt(square_up_));
     scale_.unscale = 1 / factor_scale;
     scale_.factor = (1 + std::ldexp(1.0, -18)) * (1 + rounding);
 
@@ -126,10 +126,10 @@ class PairRows {
   }
 
   // `count` directions, none where the spectrum or the size allows no bound.
-  Directions directions(int64_t count) const {
+  Directions directions(const Spectrum& spectrum, int64_t count) const {
     Directions out;
-    if (!p_.eigenvalues || count + 1 >= d_) return out;
-    const double* lambda = p_.eigenvalues;
+    if (!spectrum.values || count + 1 >= d_) return out;
+    const double* lambda = spectrum.values;
     const double delta = static_cast<double>(d_) * std::ldexp(1.0, -49) * std::max(std::fabs(lambda[0]), std::fabs(lambda[d_ - 1]));
     if (!(lambda[0] > 4 * delta)) return out;
     const int64_t low = low_end(lambda, d_, count);
@@ -141,7 +141,7 @@ class PairRows {
       coefficient[static_cast<size_t>(c)] = 1 / (lambda[k] - delta) - out.rest;
       out.largest = std::max(out.largest, std::fabs(coefficient[static_cast<size_t>(c)]));
       for (int64_t j = 0; j < d_; ++j)
-        out.vectors[static_cast<size_t>(c * depth_ + j)] = static_cast<float>(p_.eigenvectors[k * d_ + j]);
+        out.vectors[static_cast<size_t>(c * depth_ + j)] = static_cast<float>(spectrum.vectors[k * d_ + j]);
     }
     if (!(out.largest < kInfinity)) return out;
     out.rest /= out.largest;
@@ -180,8 +180,8 @@ class PairRows {
     float *norm = space.norm.data() + at, *error = space.error.data() + at;
     for (int64_t r = 0; r < count; ++r) {
       const double n = std::sqrt(square[r] * square_up_ + square_tiny_) * (1 + 1e-9);
-      norm[r] = above(n);
-      error[r] = above(error_per_norm_ * n + error_tiny_);
+      norm[r] = rounded_up(n);
+      error[r] = rounded_up(error_per_norm_ * n + error_tiny_);
       if (route.directions && !(square[r] > 0x1p-60f && square[r] < 0x1p120f) && !equal(pool, middle, first + r))
         norm[r] = std::numeric_limits<float>::infinity();
     }
@@ -296,13 +296,16 @@ class PairPass {
         spaces_(static_cast<size_t>(call.threads)) {}
 
   FirstPass run() {
-    const Directions narrow = rows_.directions(16), wide = rows_.directions(32);
+    const Spectrum spectrum = p_.spectrum ? p_.spectrum() : Spectrum{};
+    const Directions narrow = rows_.directions(spectrum, 16), wide = rows_.directions(spectrum, 32);
     const Route route = choose(narrow, wide);
     FirstPass out;
     out.route = route.name;
     out.directions = route.directions ? route.directions->count : 0;
-    out.bound.resize(static_cast<size_t>(p_.pool.n));
-    pass({p_.pool, nullptr, p_.known_leverage, p_.leverage_out, out.bound.data()}, route);
+    std::vector<double> bound(static_cast<size_t>(p_.pool.n));
+    pass({p_.pool, nullptr, p_.known_leverage, p_.leverage_out, bound.data()}, route);
+    out.bound.resize(bound.size());
+    std::transform(bound.begin(), bound.end(), out.bound.begin(), [](double b) { return above(b); });
     return out;
   }
 
@@ -542,7 +545,12 @@ class PairPass {
   Route choose(const Directions& narrow, const Directions& wide) {
     const Route full{"full", nullptr};
     const std::vector<Route> others = {{"screened", &narrow}, {"screened", &wide}, {"warm", nullptr}};
-    if (p_.pool.n == 0 || (!p_.eigenvalues && !p_.known_leverage)) return full;
+    if (!p_.route.empty()) {
+      for (const Route& route : others)
+        if (p_.route == route.name && (route.warm() ? p_.known_leverage != nullptr : route.directions->count > 0)) return route;
+      return full;
+    }
+    if (p_.pool.n == 0 || (!p_.spectrum && !p_.known_leverage)) return full;
     Sample s = sample();
     Rows pool = p_.pool;
     pool.rows = s.rows.data();

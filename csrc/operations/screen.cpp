@@ -49,11 +49,11 @@ int64_t low_end(const double* lambda, int64_t d, int64_t total) {
   return best;
 }
 
-Screen::Screen(const SelectionProblem& p, int64_t directions, double rounding)
+Screen::Screen(const SelectionProblem& p, const Spectrum& spectrum, int64_t directions, double rounding)
     : k_(kernels()), d_(p.pool.d), directions_(directions) {
-  if (!p.eigenvalues || directions + 1 >= d_) return;
+  if (!spectrum.values || directions + 1 >= d_) return;
   const double d = static_cast<double>(d_), total = static_cast<double>(directions);
-  const double* lambda = p.eigenvalues;
+  const double* lambda = spectrum.values;
   const double delta = d * std::ldexp(1.0, -49) * std::max(std::fabs(lambda[0]), std::fabs(lambda[d_ - 1]));
   if (!(lambda[0] > 4 * delta)) return;
   columns_ = k_.screen_columns(directions + 1);
@@ -67,7 +67,7 @@ Screen::Screen(const SelectionProblem& p, int64_t directions, double rounding)
     coefficient[static_cast<size_t>(c)] = 1 / (lambda[k] - delta) - rest_;
     largest_ = std::max(largest_, std::fabs(coefficient[static_cast<size_t>(c)]));
     for (int64_t j = 0; j < d_; ++j)
-      v[static_cast<size_t>(c * d_ + j)] = static_cast<float>(p.eigenvectors[k * d_ + j]);
+      v[static_cast<size_t>(c * d_ + j)] = static_cast<float>(spectrum.vectors[k * d_ + j]);
   }
   if (!(largest_ < kInfinity)) return;
   for (int64_t c = 0; c < directions && largest_ > 0; ++c)

@@ -15,7 +15,7 @@ int64_t low_end(const double* lambda, int64_t d, int64_t total);
 class Screen {
  public:
   // `directions` eigenvectors from both ends of the spectrum, and the reward as one more column.
-  Screen(const SelectionProblem& problem, int64_t directions, double rounding);
+  Screen(const SelectionProblem& problem, const Spectrum& spectrum, int64_t directions, double rounding);
 
   // Whether the spectrum allows a bound at all: the smallest eigenvalue stands clear of rounding.
   bool usable() const { return usable_; }

@@ -76,6 +76,7 @@ class Engine {
   struct Space {
     std::vector<double> rows;
     SinglePass::Space single;
+    Bfloat16Pass::Space products;
   };
 
  public:
@@ -89,6 +90,7 @@ class Engine {
         inverse_norm_(frobenius(p.inverse_factor, p.pool.d * p.pool.d)),
         rounding_(rounding_of_leverage(matrix_norm_ * inverse_norm_ * inverse_norm_, p.pool.d)),
         single_(p, rounding_),
+        products_(p, rounding_, call),
         slot_(static_cast<size_t>(p.pool.n), -1),
         scratch_(static_cast<size_t>(3 * p.pool.d)) {
     design_.keep_start();
@@ -193,14 +195,12 @@ class Engine {
     if (many > 0) start_run(fresh, many, space);
   }
 
-  // The first look: the full product in single precision, the margin as the portable routine has it.
+  // The first look: the margin as the portable routine has it, and a leverage to start from.
   void start_run(const int64_t* fresh, int64_t many, Space& space) {
     const int64_t d = p_.pool.d;
     const double* x = space.rows.data();
-    space.single.reserve(p_.pool, kRun);
-    double h[kRun], square[kRun];
-    for (int64_t q = 0; q < many; ++q) square[q] = k_.dot(x + q * d, x + q * d, d);
-    single_.leverages(single_.rows({x, Storage::f64}, many, space.single), many, square, space.single, h);
+    double h[kRun];
+    start_leverages(fresh, many, space, h);
     for (int64_t q = 0; q < many; ++q) {
       Touched& t = touched(fresh[q]);
       t.margin = std::fabs(portable_dot(x + q * d, p_.reward, d));
@@ -219,6 +219,24 @@ class Engine {
       touched(fresh[q]).leverage = h[q];
       touched(fresh[q]).additions = now;
     }
+  }
+
+  // Upper bounds at the start: what the first pass has where that is tight, else a full product of these rows.
+  void start_leverages(const int64_t* fresh, int64_t many, Space& space, double* h) {
+    const double* x = space.rows.data();
+    if (tight_) {
+      for (int64_t q = 0; q < many; ++q) h[q] = static_cast<double>(start_bound_[static_cast<size_t>(fresh[q])]);
+      return;
+    }
+    double margin[kRun], square[kRun];
+    if (products_.usable()) {
+      space.products.reserve(products_, kRun);
+      products_.bounds(x, Storage::f64, many, space.products, nullptr, h, margin, square);
+      return;
+    }
+    space.single.reserve(p_.pool, kRun);
+    for (int64_t q = 0; q < many; ++q) square[q] = k_.dot(x + q * p_.pool.d, x + q * p_.pool.d, p_.pool.d);
+    single_.leverages(single_.rows({x, Storage::f64}, many, space.single), many, square, space.single, h);
   }
 
   static void lower(float& known, double h) {
@@ -315,40 +333,46 @@ class Engine {
   // ---- lazy -------------------------------------------------------------------------------------------------
 
   void start_lazy() {
-    FirstPass first = first_pass(p_, admissible_, single_, rounding_, call_);
+    FirstPass first = first_pass(p_, admissible_, single_, products_, rounding_, call_);
     bound_ = std::move(first.bound);
+    start_bound_ = std::move(first.leverage);
+    tight_ = first.tight;
     result_.route = first.route;
     result_.directions = first.directions;
     result_.rows_streamed += p_.pool.n;
-    for (size_t i = 0; i < bound_.size(); ++i) outside_largest_ = std::max(outside_largest_, bound_[i]);
+    float largest = -1;
+    for (const float bound : bound_) largest = bound > largest ? bound : largest;
+    outside_largest_ = static_cast<double>(largest);
     next_entry_ = std::max<int64_t>(2048, 8 * std::min(p_.size, p_.pool.n));
   }
 
-  // Bounds in classes of 1.5 % each: the leading bits of a non-negative double are in order of size.
-  static constexpr int kClassShift = 46;
-  static int32_t class_of(double bound) {
-    uint64_t bits;
+  // Bounds in classes of 1.5 % each: the leading bits of a non-negative float are in order of size.
+  static constexpr int kClassShift = 17;
+  static int32_t class_of(float bound) {
+    int32_t bits;
     memcpy(&bits, &bound, sizeof(bits));
-    return static_cast<int32_t>(bits >> kClassShift);
+    return bits >> kClassShift;  // negative: nobody may answer
   }
 
   // Moves the next conversations from outside into the heap: the highest classes, until `next_entry_` have entered.
   void extend_heap() {
-    std::vector<int32_t> count(size_t{1} << (64 - kClassShift - 1), 0);
-    for (double bound : bound_)
-      if (bound >= 0 && class_of(bound) < entered_class_) ++count[static_cast<size_t>(class_of(bound))];
+    std::vector<int32_t> count(size_t{1} << (32 - kClassShift - 1), 0);
+    for (const float bound : bound_) {
+      const int32_t c = class_of(bound);
+      if (c >= 0 && c < entered_class_) ++count[static_cast<size_t>(c)];
+    }
     int32_t next = entered_class_;
     for (int64_t entering = 0; next > 0 && entering < next_entry_;) entering += count[static_cast<size_t>(--next)];
-    outside_largest_ = -1;
+    float largest = -1;
     for (size_t i = 0; i < bound_.size(); ++i) {
-      const double bound = bound_[i];
-      if (!(bound >= 0) || class_of(bound) >= entered_class_) continue;
-      if (class_of(bound) >= next) {
-        heap_.push({bound, static_cast<int64_t>(i)});
-      } else {
-        outside_largest_ = std::max(outside_largest_, bound);
-      }
+      const int32_t c = class_of(bound_[i]);
+      if (c >= entered_class_) continue;
+      if (c >= next)
+        heap_.push({static_cast<double>(bound_[i]), static_cast<int64_t>(i)});
+      else
+        largest = bound_[i] > largest ? bound_[i] : largest;
     }
+    outside_largest_ = static_cast<double>(largest);
     entered_class_ = next;
     next_entry_ *= 2;
   }
@@ -440,15 +464,17 @@ class Engine {
         if (bound_[at] < 0) continue;
         const double h = raised(leverage_[at], start_leverage_[at], dense_additions_);
         const double value = admissible_.objective(i, p_.pool.category_of(i), margin_[at], h);
-        bound_[at] = value < 0 ? -2 : start_leverage_[at] == 0 ? 0 : value * (1 + 1e-11);
+        bound_[at] = value < 0 ? -2.0f : start_leverage_[at] == 0 ? 0.0f : above(value * (1 + 1e-11));
       }
     });
     // In order of bound, so that the floor rises at once; a bound of -2 is without a teacher now, not for ever.
     std::vector<Entry> entries;
     for (int64_t i = 0; i < p_.pool.n; ++i) {
-      double& bound = bound_[static_cast<size_t>(i)];
-      if (bound == -2) bound = 0;
-      else if (bound >= 0) entries.push_back({bound, i});
+      float& bound = bound_[static_cast<size_t>(i)];
+      if (bound == -2)
+        bound = 0;
+      else if (bound >= 0)
+        entries.push_back({static_cast<double>(bound), i});
     }
     std::make_heap(entries.begin(), entries.end(), later);
     while (!entries.empty() && could_win(entries.front())) {
@@ -541,7 +567,7 @@ class Engine {
   // An upper bound of the start-admissible value at the current M.
   double start_bound(int64_t i) {
     if (!is_touched(i)) {
-      if (!p_.dense) return bound_[static_cast<size_t>(i)];
+      if (!p_.dense) return static_cast<double>(bound_[static_cast<size_t>(i)]);
       const auto at = static_cast<size_t>(i);
       const double w = admissible_.start_bound(i, p_.pool.category_of(i), margin_[at]);
       return w < 0 ? -1 : w * raised(leverage_[at], start_leverage_[at], dense_additions_) * (1 + 1e-11);
@@ -568,16 +594,19 @@ class Engine {
   double matrix_norm_, inverse_norm_;  // |M| grows with the batch, |M^-1| does not
   double rounding_;
   SinglePass single_;
+  Bfloat16Pass products_;
 
   std::vector<int32_t> slot_;  // conversation -> touched_, -1 while only its bound is known
   std::vector<Touched> touched_;
-  std::vector<double> bound_;
+  std::vector<float> bound_;        // of the value: see FirstPass
+  std::vector<float> start_bound_;  // of the leverage at the start
+  bool tight_ = false;
   std::vector<double> scratch_;
   std::vector<Space> spaces_;
 
   Heap heap_;
   double outside_largest_ = -1;
-  int32_t entered_class_ = int32_t{1} << (64 - kClassShift - 1);
+  int32_t entered_class_ = int32_t{1} << (32 - kClassShift - 1);
   int64_t next_entry_ = 0;
 
   std::vector<double> start_leverage_, leverage_, margin_;  // dense only

@@ -11,6 +11,11 @@
 
 namespace dal {
 
+struct Spectrum {
+  const double* values = nullptr;   // (d), null where the eigensolver failed
+  const double* vectors = nullptr;  // (d, d), row k belongs to value k
+};
+
 struct SelectionProblem {
   Rows pool;
   const double* reward = nullptr;          // (d)
@@ -19,8 +24,9 @@ struct SelectionProblem {
   const double* matrix = nullptr;          // M (d, d)
   const double* factor = nullptr;          // L lower, M = L L'
   const double* inverse_factor = nullptr;  // L^-1
-  const double* eigenvalues = nullptr;     // (d) ascending, of M, or null: no screening
-  const double* eigenvectors = nullptr;    // (d, d), row k belongs to eigenvalue k
+  double inverse_norm = 0;                 // at least the spectral norm of L^-1; 0: not known
+  // The eigenvalues of M, ascending, and its eigenvectors by row; asked for at most once. Empty: no screening.
+  std::function<Spectrum()> spectrum;
   const uint8_t* available = nullptr;      // (m, categories)
   const int64_t* capacity = nullptr;       // (m), -1: no limit
   const double* cost = nullptr;            // (m, categories) or null
@@ -35,6 +41,7 @@ struct SelectionProblem {
   int64_t repeats = 1;
   double optimism = 0;
   bool dense = false;
+  std::string route;  // of the first pass; empty: the cheapest. For tests: every route gives the same picks.
   // Leverages known from an earlier round: known_scale * known_leverage[i] >= h_i at this M. Null: none.
   const float* known_leverage = nullptr;
   double known_scale = 1;
@@ -47,7 +54,7 @@ struct Selection {
   std::vector<double> gain;
   double best_possible = 0;  // sum of the `size` largest start-admissible w h at the final M; by cost with costs
   double batch_total = 0;    // sum of w h over the picks at the final M
-  std::string route;         // "full", "screened", "warm" or "dense"
+  std::string route;         // "full", "bfloat16", "screened", "warm" or "dense"
   int64_t directions = 0;    // of the screen
   int64_t rows_streamed = 0, rows_rescored = 0, refreshes = 0, finalists = 0, refactorisations = 0;
 };

@@ -117,19 +117,43 @@ def bradley_terry_loss(
 _SCREEN_FROM = 40
 
 
-def _spectrum(problem: SelectionProblem) -> tuple[Floats | None, Floats | None]:
-    """Eigenvalues of M, ascending, and eigenvectors by row, where screening the pool with them can pay."""
-    if problem.method == "dense" or len(problem.pool) < _SCREEN_FROM * problem.pool.d:
-        return None, None
+def _spectrum(problem: SelectionProblem) -> tuple[Floats, Floats] | None:
+    """Eigenvalues of M, ascending, and eigenvectors by row."""
     with single_threaded_blas():
         values, vectors, failed = lapack.dsyevd(problem.matrix)
     if failed:  # no spectrum, no screening: slower, never wrong
-        return None, None
+        return None
     return values, np.ascontiguousarray(vectors.T)
 
 
+def _inverse_norm(matrix: Floats, factor: Floats) -> float:
+    """At least the spectral norm of L^-1, proved by a Cholesky factorisation; 0.0 where none succeeds.
+
+    The smallest eigenvalue is guessed by inverse iteration; M - r I is positive semidefinite if, less the
+    backward error of the factorisation (below (d + 1) eps times the trace), it has a factor.
+    """
+    d = len(matrix)
+    v = np.cos(np.arange(1.0, d + 1.0))
+    for _ in range(8):
+        v = _linalg.solve(factor, v)[0]
+        length = float(np.sqrt(np.sum(v * v)))
+        if not 0.0 < length < np.inf:
+            return 0.0
+        v /= length
+    shift = 4.0 * (d + 1) * np.finfo(np.float64).eps * float(np.trace(matrix))
+    for share in (0.98, 0.9, 0.7, 0.4):
+        smallest = share / length
+        try:
+            _linalg.cholesky(matrix - (smallest + shift) * np.eye(d))
+        except np.linalg.LinAlgError:
+            continue
+        return float(1.0 / np.sqrt(smallest))
+    return 0.0
+
+
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
-    spectrum = _spectrum(problem)
+    dense = problem.method == "dense"
+    screening = not dense and len(problem.pool) >= _SCREEN_FROM * problem.pool.d
     try:
         return _kernels.select_batch(
             _view(problem.pool),
@@ -138,7 +162,8 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.matrix,
             problem.factor,
             problem.inverse_factor,
-            *spectrum,
+            0.0 if dense else _inverse_norm(problem.matrix, problem.factor),
+            (lambda: _spectrum(problem)) if screening or problem.route == "screened" else None,
             problem.available,
             problem.capacity,
             problem.cost,
@@ -151,7 +176,8 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             min(problem.size, 1 << 62),
             min(problem.repeats, len(problem.rationality)),
             problem.optimism,
-            problem.method == "dense",
+            dense,
+            problem.route,
             problem.known_leverage,
             problem.known_scale,
             problem.leverage_out,
