@@ -275,6 +275,8 @@ def symmetric(values: Any, d: int | None, name: str = "M") -> NDArray[f8]:
         raise ValueError(f"{name} has shape {a.shape}; expected {expected}")
     if a.shape[0] == 0:
         raise ValueError(f"{name} is empty; expected at least one row")
+    if np.array_equal(a, a.T):
+        return np.ascontiguousarray(a)
     if float(np.abs(a - a.T).max()) > 1e-6 * float(np.abs(a).max()):
         raise ValueError(f"{name} is not symmetric; expected an information matrix")
     return np.ascontiguousarray(0.5 * a + 0.5 * a.T)

@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import textwrap
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from dal_native import selection
 
 # Child interpreters must find the installed package, as this one does, not the source tree they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -21,6 +24,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 def backend(request):
     """Each backend that a build must have: one that is missing fails, it is not skipped."""
     return request.param
+
+
+@pytest.fixture
+def take_route(monkeypatch):
+    """take_route("screened"): selections look at the pool first by that route, where it can serve at all."""
+
+    def take(name):
+        problem = functools.partial(selection.SelectionProblem, route=name)
+        monkeypatch.setattr(selection, "SelectionProblem", problem)
+        monkeypatch.setattr(selection, "_REUSE_FROM", 0)  # short pools too
+
+    return take
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ constexpr double kSmallest = std::numeric_limits<double>::min();
 }  // namespace
 
 double frobenius(const double* a, int64_t count) {
+  const double square = kernels().dot(a, a, count);
+  if (square > 1e-200 && square < 1e200) return std::sqrt(square);
   double largest = 0, sum = 0;
   for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(a[k]));
   if (largest == 0) return 0;

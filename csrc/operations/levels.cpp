@@ -84,16 +84,18 @@ std::vector<Level> levels_here() {
   return levels;
 }
 
-Level chosen() {
-  const char* named = std::getenv("DAL_NATIVE_SIMD");
-  const std::vector<Level> levels = levels_here();
-  if (!named || !*named) return levels.back();
+Level named(const std::string& name) {
   std::string have;
-  for (const Level& level : levels) {
-    if (level.name == named) return level;
+  for (const Level& level : levels_here()) {
+    if (level.name == name) return level;
     have += (have.empty() ? "" : ", ") + level.name;
   }
-  throw std::invalid_argument("DAL_NATIVE_SIMD is '" + std::string(named) + "'; this processor offers " + have);
+  throw std::invalid_argument("DAL_NATIVE_SIMD is '" + name + "'; this processor offers " + have);
+}
+
+Level chosen() {
+  const char* name = std::getenv("DAL_NATIVE_SIMD");
+  return name && *name ? named(name) : levels_here().back();
 }
 
 const Level& level_in_use() {
@@ -112,6 +114,7 @@ std::vector<std::string> available_levels() {
 const std::string& level_name() { return level_in_use().name; }
 
 const KernelTable& kernels() { return *level_in_use().table; }
+const KernelTable& kernels(const std::string& level) { return *named(level).table; }
 
 const Bfloat16Table* bfloat16_products() { return level_in_use().products; }
 

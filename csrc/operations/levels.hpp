@@ -16,6 +16,8 @@ std::vector<std::string> available_levels();
 // variable names no level or one that this processor lacks. Decided once, at the first call of any of these.
 const std::string& level_name();
 const KernelTable& kernels();
+// The table of a named level, for tests; throws likewise.
+const KernelTable& kernels(const std::string& level);
 // Null below the levels "avx512bf16" and "amx".
 const Bfloat16Table* bfloat16_products();
 

@@ -136,15 +136,17 @@ def _inverse_norm(matrix: Floats, factor: Floats) -> float:
     v = np.cos(np.arange(1.0, d + 1.0))
     for _ in range(8):
         v = _linalg.solve(factor, v)[0]
-        length = float(np.sqrt(np.sum(v * v)))
+        length = float(np.max(np.abs(v)))
         if not 0.0 < length < np.inf:
             return 0.0
         v /= length
     shift = 4.0 * (d + 1) * np.finfo(np.float64).eps * float(np.trace(matrix))
-    for share in (0.98, 0.9, 0.7, 0.4):
+    for share in (0.95, 0.85, 0.7, 0.4):
         smallest = share / length
+        shifted = matrix.copy()
+        shifted.flat[:: d + 1] -= smallest + shift
         try:
-            _linalg.cholesky(matrix - (smallest + shift) * np.eye(d))
+            _linalg.cholesky(shifted)
         except np.linalg.LinAlgError:
             continue
         return float(1.0 / np.sqrt(smallest))

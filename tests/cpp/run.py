@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+X86 = platform.machine() in ("x86_64", "AMD64")
 LEVELS = {
     "generic": [],
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
+BFLOAT16 = [*LEVELS["avx512"], "-mavx512bf16", "-DDAL_LEVEL_AVX512"]
+PRODUCTS = {"avx512bf16": BFLOAT16, "amx": [*BFLOAT16, "-mamx-tile", "-mamx-bf16"]}
 FLAGS = [
     "-std=c++17",
     "-O1",
@@ -44,13 +47,15 @@ def exact(source: Path) -> list[str]:
 
 
 def build(folder: Path, sanitizer: str) -> Path:
-    levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
+    levels, products = (LEVELS, PRODUCTS) if X86 else ({"generic": []}, {})
     jobs = [
         (source, name, [*flags, *exact(source), f"-DDAL_LEVEL={name}", f"-DDAL_LEVEL_{name.upper()}"])
         for name, flags in levels.items()
         for source in sorted(ROOT.glob("csrc/kernels/*.cpp"))
     ]
-    have = ["-ffp-contract=off", *(f"-DDAL_HAVE_{name.upper()}" for name in levels)]
+    source = ROOT / "csrc/kernels/bfloat16/products.cpp"
+    jobs += [(source, name, [*flags, f"-DDAL_LEVEL={name}"]) for name, flags in products.items()]
+    have = ["-ffp-contract=off", *(f"-DDAL_HAVE_{name.upper()}" for name in (*levels, *products))]
     portable = [*sorted(ROOT.glob("csrc/operations/*.cpp")), ROOT / "tests/cpp/test_kernels.cpp"]
     jobs += [(source, "once", have) for source in portable]
     compiler = os.environ.get("CXX", "g++")
@@ -77,7 +82,7 @@ def main(sanitizers: list[str]) -> int:
     for sanitizer in sanitizers:
         with tempfile.TemporaryDirectory() as folder:
             program = build(Path(folder), sanitizer)
-            for level in LEVELS:
+            for level in (*LEVELS, *PRODUCTS):
                 print(f"-- {sanitizer}, {level}", flush=True)
                 result = subprocess.run(
                     [str(program)],

@@ -8,14 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from run import LEVELS, ROOT
+from run import LEVELS, PRODUCTS, ROOT
 
 
 def main() -> int:
     shared = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, flags in LEVELS.items():
-            for source in sorted(ROOT.glob("csrc/kernels/*.cpp")):
+        for name, flags in {**LEVELS, **PRODUCTS}.items():
+            folder_of = "csrc/kernels/bfloat16" if name in PRODUCTS else "csrc/kernels"
+            for source in sorted(ROOT.glob(f"{folder_of}/*.cpp")):
                 target = str(Path(folder, f"{name}-{source.stem}.o"))
                 subprocess.run(
                     [

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "formulas.hpp"
+#include "kernels/bfloat16/products.hpp"
 #include "operations/admissible.hpp"
 #include "operations/levels.hpp"
 #include "operations/operations.hpp"
@@ -881,10 +883,65 @@ void threads() {
 #endif
 }
 
+// Nearest bfloat16, ties to even, by its definition: the nearer of the two neighbours.
+uint16_t nearest_brain(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  const auto down = static_cast<uint16_t>(bits >> 16), up = static_cast<uint16_t>(down + 1);
+  const double below = std::fabs(double{x} - double{brain_value(down)}), beyond = std::fabs(double{brain_value(up)} - double{x});
+  return below < beyond || (below == beyond && down % 2 == 0) ? down : up;
+}
+
+struct Aligned {
+  explicit Aligned(int64_t count)
+      : at(static_cast<uint16_t*>(std::aligned_alloc(64, static_cast<size_t>(count * 2 + 63) / 64 * 64))) {}
+  ~Aligned() { std::free(at); }
+  uint16_t* at;
+};
+
+void bfloat16_products_match() {
+  const Bfloat16Table* table = bfloat16_products();
+  if (!table) return;
+  for (int64_t n : {1, 31, 32, 33, 70})
+    for (int64_t d : {1, 2, 31, 32, 33, 64, 100}) {
+      current = "products in bfloat16 " + std::to_string(n) + " x " + std::to_string(d);
+      const auto N = static_cast<size_t>(n), D = static_cast<size_t>(d);
+      std::vector<uint16_t> v(D * D);
+      for (uint16_t& x : v) x = nearest_brain(static_cast<float>(normal()));
+      const int64_t wide = (d + 31) / 32 * 32;
+      std::vector<float> x(N * D), reward(static_cast<size_t>(wide), 0.0f);
+      for (float& value : x) value = static_cast<float>(normal());
+      for (size_t j = 0; j < D; ++j) reward[j] = static_cast<float>(normal());
+      Aligned packed(table->factor_size(d)), scratch(table->scratch_size(d));
+      table->pack_factor(v.data(), d, packed.at);
+      std::vector<float> u(N), q(N), r(N), y(N), r2(N), z(static_cast<size_t>((n + 31) / 32 * 32 * wide));
+      table->squares(x.data(), Storage::f32, n, d, reward.data(), packed.at, scratch.at, {u.data(), q.data(), r.data(), y.data()});
+      table->whitened(x.data(), n, d, reward.data(), packed.at, scratch.at, r2.data(), z.data());
+      bool same = true;
+      for (size_t i = 0; i < N; ++i) {
+        double margin = 0, square = 0, residual = 0, whitened = 0;
+        for (size_t k = 0; k < D; ++k) {
+          const double value = x[i * D + k], rest = value - double{brain_value(nearest_brain(x[i * D + k]))};
+          margin += value * double{reward[k]};
+          square += value * value;
+          residual += rest * rest;
+          double sum = 0;
+          for (size_t j = 0; j <= k; ++j)
+            sum += double{brain_value(v[k * D + j])} * double{brain_value(nearest_brain(x[i * D + j]))};
+          whitened += sum * sum;
+          same = same && close(z[i * static_cast<size_t>(wide) + k], sum, 1e-4);
+        }
+        same = same && close(u[i], margin, 1e-4) && close(q[i], square, 1e-4) && close(r[i], residual, 1e-4 * residual) &&
+               r[i] == r2[i] && close(y[i], whitened, 1e-4);
+      }
+      check(same, "sums of every row");
+    }
+}
+
 }  // namespace
 
 int main() {
-  std::printf("level %s\n", kernels().name);
+  std::printf("level %s\n", level_name().c_str());
   conversions();
   row_passes();
   downdates();
@@ -892,6 +949,7 @@ int main() {
   whitening();
   screening();
   completions();
+  bfloat16_products_match();
   matrices_and_losses();
   best_teachers();
   teachers();

@@ -79,31 +79,6 @@ def large(kind="power_law"):
     return make_problem(kind, n=6_000, d=24, m=9, labels=200, dtype_name="float32", seed=8)
 
 
-@pytest.mark.parametrize("kind", ["power_law", "isotropic", "heavy_tails", "clustered"])
-def test_screened_and_warm_routes_are_taken_and_exact(kind):
-    problem = large(kind)
-    rng = np.random.default_rng(1)
-    selector = dn.Selector(problem.pool())
-    reward, beta, matrix = problem.reward, problem.rationality, problem.matrix
-    stages = []
-    for _ in range(4):
-        kept = selector.select(reward, beta, matrix, 12, backend="cpu")
-        dense = dn.select_batch(problem.pool(), reward, beta, matrix, 12, backend="cpu", method="dense")
-        assert kept.conversation.tolist() == dense.conversation.tolist()
-        assert kept.teacher.tolist() == dense.teacher.tolist()
-        stages.append(kept.counters["stages"][0])
-        reward, beta, matrix = refit(rng, problem, reward, matrix, "labels")
-    assert stages[1:] == ["warm"] * 3, stages
-
-
-def test_screening_is_taken_where_it_pays():
-    p = make_problem("power_law", n=9_000, d=96, m=9, labels=150, dtype_name="float32", seed=8)
-    batch = dn.select_batch(p.pool(), p.reward, p.rationality, p.matrix, 12, backend="cpu")
-    assert batch.counters["stages"][0] == "screened"
-    assert batch.counters["directions"] > 0
-    assert batch.counters["rows_rescored"] < len(p.differences) / 2
-
-
 def test_same_bits_for_any_number_of_threads():
     problem = large()
     seen = []

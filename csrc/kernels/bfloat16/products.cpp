@@ -140,10 +140,8 @@ struct alignas(64) TileShapes {
 };
 const TileShapes kShapes;
 
-struct Unit {
-  Unit() { _tile_loadconfig(&kShapes); }
-  ~Unit() { _tile_release(); }
-};
+inline void take_unit() { _tile_loadconfig(&kShapes); }
+inline void release_unit() { _tile_release(); }
 
 // out (32, 32) = rows (32, depth) times panel (depth, 32); between() after every step
 template <class F>
@@ -173,10 +171,8 @@ inline void multiply_block(const uint16_t* rows, const uint16_t* panel, int64_t 
 
 #else
 
-struct Unit {
-  Unit() {}
-  ~Unit() {}
-};
+inline void take_unit() {}
+inline void release_unit() {}
 
 inline __m512bh twice(const uint16_t* pair) {
   int32_t both;
@@ -263,13 +259,14 @@ int64_t scratch_size(int64_t d) { return 2 * steps_of(d) * kStepNumbers; }
 
 void squares(const void* rows, Storage storage, int64_t n, int64_t d, const float* reward, const uint16_t* packed,
              uint16_t* scratch, const Sums& out) {
-  const Unit unit;
+  take_unit();
   visit(rows, storage, [&](auto* x) { squares_typed(x, n, d, reward, packed, scratch, out); });
+  release_unit();
 }
 
 void whitened(const float* rows, int64_t n, int64_t d, const float* reward, const uint16_t* packed, uint16_t* scratch,
               float* residual, float* out) {
-  const Unit unit;
+  take_unit();
   const int64_t steps = steps_of(d), width = steps * B;
   float margin[B], square[B];
   for (int64_t start = 0; start < n; start += B) {
@@ -283,6 +280,7 @@ void whitened(const float* rows, int64_t n, int64_t d, const float* reward, cons
       panel += k * kStepNumbers;
     }
   }
+  release_unit();
 }
 
 }  // namespace
