@@ -99,10 +99,11 @@ std::shared_ptr<dal::RowFile> open_rows(const std::string& path, bool named, int
   const int64_t *first = read(first_rows, "first_rows", {count}), *offset = read(offsets, "offsets", {count});
   std::vector<dal::FileRun> runs;
   for (int64_t k = 0; k < count; ++k) {
-    if (k == 0 ? first[k] != 0 : first[k] <= first[k - 1]) refuse("first_rows: must rise from 0");
+    if (k == 0 ? first[k] != 0 : first[k] <= first[k - 1] || first[k] >= rows)
+      refuse("first_rows: must rise from 0, below rows");
     const int64_t end = k + 1 < count ? first[k + 1] : rows;
     const int64_t bytes = (end - first[k]) * d * dal::storage_bytes(storage_of(storage));
-    if (end < first[k] || offset[k] < 0 || offset[k] > opened.size - bytes) refuse("offsets: beyond the file");
+    if (offset[k] < 0 || offset[k] > opened.size - bytes) refuse("offsets: beyond the file");
     runs.push_back({first[k], offset[k]});
   }
   if (rows > 0 && runs.empty()) refuse("first_rows: missing");

@@ -1,5 +1,6 @@
 """Streamed pools: rows that stay in a file give what the same rows in memory give, or one clear error."""
 
+import errno
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dal_native as dn
-from dal_native import _files, _validate
+from dal_native import _files, _kernels, _validate
 from dal_native import testing as t
 
 N, D = 3000, 24
@@ -743,3 +744,77 @@ def test_threads_share_a_pool(tmp_path, problem):
             assert (future.result() == u).all()
         for future in batches:
             same(future.result(), expected)
+
+
+# --------------------------------------------------------------------------------------------- the binding
+
+
+def compiled(path, **changes):
+    """A compiled row file over 10 rows of 3 float64 from byte 0 on, with some arguments changed."""
+    descriptor = os.open(path, changes.pop("flags", os.O_RDONLY))
+    try:
+        arguments = {
+            "path": str(path),
+            "named": True,
+            "descriptor": descriptor,
+            "scattered": descriptor,
+            "state": _files.state_of(descriptor),
+            "first_rows": np.array([0]),
+            "offsets": np.array([0]),
+            "storage": "float64",
+            "rows": 10,
+            "d": 3,
+            "working_memory": 4096,
+        }
+        return _kernels.RowFile(**{**arguments, **changes})
+    finally:
+        os.close(descriptor)
+
+
+def margins(file):
+    out = np.empty(10)
+    _kernels.margin(
+        _kernels.PoolView(file, "float64", np.zeros(10, np.int32), None, None), np.ones(3), out, 2
+    )
+    return out
+
+
+def test_the_binding_checks_where_rows_lie(tmp_path):
+    x = np.arange(30.0).reshape(10, 3)
+    (tmp_path / "x").write_bytes(x.tobytes())
+    assert (margins(compiled(tmp_path / "x")) == x.sum(axis=1)).all()
+    swapped = compiled(tmp_path / "x", first_rows=np.array([0, 5]), offsets=np.array([120, 0]))
+    assert (margins(swapped) == np.roll(x.sum(axis=1), 5)).all()
+    for changes, words in [
+        ({"offsets": np.array([8])}, "offsets: beyond the file"),
+        ({"offsets": np.array([-8])}, "offsets: beyond the file"),
+        ({"offsets": np.array([2**62])}, "offsets: beyond the file"),
+        ({"first_rows": np.array([1])}, "first_rows: must rise from 0"),
+        ({"first_rows": np.array([0, 0]), "offsets": np.array([0, 0])}, "first_rows: must rise from 0"),
+        ({"first_rows": np.array([0, 10]), "offsets": np.array([0, 0])}, "first_rows: must rise .* below rows"),
+        ({"first_rows": np.array([0, 2**62]), "offsets": np.array([0, 0])}, "first_rows: must rise .* below rows"),
+        ({"first_rows": np.array([], np.int64), "offsets": np.array([], np.int64)}, "first_rows: missing"),
+        ({"offsets": np.array([0, 0])}, "offsets: wrong length"),
+        ({"d": 0}, "rows: out of range"),
+        ({"rows": -1}, "rows: out of range"),
+        ({"rows": 2**62}, "rows: out of range"),
+        ({"rows": 11}, "offsets: beyond the file"),
+        ({"storage": "int8"}, "storage: unknown type int8"),
+        ({"working_memory": 64 * 3 - 1}, "working_memory: too little"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            compiled(tmp_path / "x", **changes)
+    with pytest.raises(TypeError):
+        _kernels.PoolView(None, "float64", np.zeros(10, np.int32), None, None)
+
+
+def test_what_the_system_cannot_read_is_an_oserror(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(240))
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        compiled(tmp_path / "x", descriptor=-1)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, str(tmp_path / "x"))
+    file = compiled(tmp_path / "x", flags=os.O_WRONLY)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
+            margins(file)
+        assert (caught.value.errno, caught.value.filename) == (errno.EBADF, str(tmp_path / "x"))
