@@ -121,6 +121,27 @@ def test_every_regime(tmp_path, kind, n, d, labels):
         M = M + 0.2 * x.T @ x
 
 
+@pytest.mark.parametrize("route", ["full", "bfloat16", "screened", "warm"])
+@pytest.mark.parametrize("dtype_name", t.DTYPES)
+@pytest.mark.parametrize("d", [24, 64])
+def test_every_route(tmp_path, take_route, route, dtype_name, d):
+    level = dn.capabilities()["simd"]["level"]
+    if route == "bfloat16" and level not in ("avx512bf16", "amx"):
+        pytest.skip(f"products in bfloat16 need AVX-512 BF16 or AMX; the SIMD level is {level}")
+    take_route(route)
+    p = t.make_problem("power_law", 1500, d, 5, 2, labels=40, dtype_name=dtype_name, seed=d)
+    write(tmp_path / "x.safetensors", "safetensors", p.differences)
+    pools = [p.pool(), dn.Pool.open(tmp_path / "x.safetensors", p.category, working_memory=1 << 16)]
+    batches = []
+    for pool in pools:
+        selector = dn.Selector(pool)
+        if route == "warm":
+            selector.select(p.reward, p.rationality, p.matrix - 0.1 * np.eye(d), 1, backend="cpu")
+        batches.append(selector.select(p.reward, p.rationality, p.matrix, 12, backend="cpu", threads=3))
+        assert batches[-1].counters["stages"][0] == route
+    same(*batches)
+
+
 @pytest.mark.parametrize("method", ["lazy", "dense"])
 def test_every_operation(tmp_path, problem, backend, method):
     stored = problem.rows().astype(np.float16)
@@ -791,8 +812,14 @@ def test_the_binding_checks_where_rows_lie(tmp_path):
         ({"offsets": np.array([2**62])}, "offsets: beyond the file"),
         ({"first_rows": np.array([1])}, "first_rows: must rise from 0"),
         ({"first_rows": np.array([0, 0]), "offsets": np.array([0, 0])}, "first_rows: must rise from 0"),
-        ({"first_rows": np.array([0, 10]), "offsets": np.array([0, 0])}, "first_rows: must rise .* below rows"),
-        ({"first_rows": np.array([0, 2**62]), "offsets": np.array([0, 0])}, "first_rows: must rise .* below rows"),
+        (
+            {"first_rows": np.array([0, 10]), "offsets": np.array([0, 0])},
+            "first_rows: must rise .* below rows",
+        ),
+        (
+            {"first_rows": np.array([0, 2**62]), "offsets": np.array([0, 0])},
+            "first_rows: must rise .* below rows",
+        ),
         ({"first_rows": np.array([], np.int64), "offsets": np.array([], np.int64)}, "first_rows: missing"),
         ({"offsets": np.array([0, 0])}, "offsets: wrong length"),
         ({"d": 0}, "rows: out of range"),
