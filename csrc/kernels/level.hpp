@@ -43,16 +43,19 @@ void centre(const void* rows, const void* middle, Storage storage, int64_t n, in
 void project(const float* rows, int64_t n, int64_t stride, int64_t depth, const float* directions, int64_t columns,
              float* out);
 void whiten(const float* rows, int64_t n, int64_t stride, int64_t d, const float* packed, int64_t out_stride, float* out);
-void pair_sums(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, float rest,
-               const float* coefficient, int64_t a0, int64_t a1, float* out);
+void row_squares(const float* rows, int64_t n, int64_t stride, int64_t columns, const float* sign, const float* before,
+                 float* signed_out, float* out);
+void pair_products(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, const float* sign,
+                   int64_t a0, int64_t a1, float* out);
 void pair_spread(const float* value, int64_t count, float sign, int64_t a0, int64_t a1, float* out);
-bool pair_leverages(int64_t count, const float* sum, const float* error, const PairScale& scale, double* leverage);
-bool pair_leverages_screened(int64_t count, const float* sum, const float* norm, const PairScale& scale,
-                             double* leverage);
+bool pair_leverages(int64_t count, const float* product, const float* square, const float* margin, const float* error,
+                    const PairScale& scale, double* leverage);
+bool pair_leverages_screened(int64_t count, const float* product, const float* square, const float* margin,
+                             const PairScale& scale, double* leverage);
 void known_leverages(int64_t count, const float* known, double factor, double* leverage);
 void leverages_up(int64_t count, const double* leverage, float* out);
 double pair_weights(int64_t count, const double* leverage, const float* margin, const float* norm,
-                  const PairScale& scale, const WeightSteps& steps, double* bound);
+                  const PairScale& scale, const WeightSteps& steps, float* bound);
 
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 

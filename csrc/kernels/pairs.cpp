@@ -187,47 +187,56 @@ void whiten(const float* rows, int64_t n, int64_t stride, int64_t d, const float
 
 namespace {
 
-// rest |x_b - x_a|^2 + sum_c coefficient_c (p_b - p_a)_c^2 for a tile of pairs; p follows x in each row.
-inline void distances(const float* const (&a)[kLeft], const float* const (&b)[kRight], int64_t plain, int64_t columns,
-                      float rest, const float* coefficient, float (&out)[kLeft * kRight]) {
+// x_a' x_b + sum_c sign_c (p_a)_c (p_b)_c for a tile of pairs; p follows x in each row.
+inline void products(const float* const (&a)[kLeft], const float* const (&b)[kRight], int64_t plain, int64_t columns,
+                     const float* sign, float (&out)[kLeft * kRight]) {
   Full<float> sum[kLeft * kRight] = {};
-  for (int64_t k = 0; k < plain; k += L) {
-    Full<float> left[kLeft];
-#pragma GCC unroll 4
-    for (int r = 0; r < kLeft; ++r) left[r] = load_raw<Full<float>>(a[r] + k);
+  const auto add = [&](int64_t k, Full<float> (&left)[kLeft]) {
 #pragma GCC unroll 4
     for (int q = 0; q < kRight; ++q) {
       const Full<float> right = load_raw<Full<float>>(b[q] + k);
 #pragma GCC unroll 4
-      for (int r = 0; r < kLeft; ++r) {
-        const Full<float> v = right - left[r];
-        sum[r * kRight + q] += v * v;
-      }
+      for (int r = 0; r < kLeft; ++r) sum[r * kRight + q] += left[r] * right;
     }
+  };
+  Full<float> left[kLeft];
+  for (int64_t k = 0; k < plain; k += L) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kLeft; ++r) left[r] = load_raw<Full<float>>(a[r] + k);
+    add(k, left);
   }
-  if (columns > 0) {
-#pragma GCC unroll 16
-    for (int t = 0; t < kLeft * kRight; ++t) sum[t] *= rest;
-    for (int64_t k = 0; k < columns; k += L) {
-      const Full<float> c = load_raw<Full<float>>(coefficient + k);
+  for (int64_t k = 0; k < columns; k += L) {
 #pragma GCC unroll 4
-      for (int q = 0; q < kRight; ++q) {
-        const Full<float> right = load_raw<Full<float>>(b[q] + plain + k);
-#pragma GCC unroll 4
-        for (int r = 0; r < kLeft; ++r) {
-          const Full<float> v = right - load_raw<Full<float>>(a[r] + plain + k);
-          sum[r * kRight + q] += v * v * c;
-        }
-      }
-    }
+    for (int r = 0; r < kLeft; ++r) left[r] = load_raw<Full<float>>(a[r] + plain + k) * load_raw<Full<float>>(sign + k);
+    add(plain + k, left);
   }
   store_sums(sum, out);
 }
 
 }  // namespace
 
-void pair_sums(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, float rest,
-               const float* coefficient, int64_t a0, int64_t a1, float* out) {
+// signed_out[i] = before[i] + sum_c sign_c x_ic^2 and the same without signs; whole vectors of both are written.
+void row_squares(const float* rows, int64_t n, int64_t stride, int64_t columns, const float* sign, const float* before,
+                 float* signed_out, float* out) {
+  Full<float> s[L], t[L];
+  for (int64_t i = 0; i < n; i += L) {
+    for (int64_t r = 0; r < L; ++r) {
+      s[r] = t[r] = Full<float>{};
+      for (int64_t k = 0; i + r < n && k < columns; k += L) {
+        const Full<float> x = load_raw<Full<float>>(rows + (i + r) * stride + k), square = x * x;
+        s[r] += square * load_raw<Full<float>>(sign + k);
+        t[r] += square;
+      }
+    }
+    add_lanes(s);
+    add_lanes(t);
+    store(signed_out + i, load_raw<Full<float>>(before + i) + s[0]);
+    store(out + i, load_raw<Full<float>>(before + i) + t[0]);
+  }
+}
+
+void pair_products(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, const float* sign,
+                   int64_t a0, int64_t a1, float* out) {
   // Rows b in blocks that stay in the first cache while all a pass by them.
   const int64_t block = 8192 / stride > kRight ? 8192 / stride / kRight * kRight : kRight;
   for (int64_t b0 = a0 + 1; b0 < count; b0 += block) {
@@ -240,12 +249,16 @@ void pair_sums(const float* rows, int64_t count, int64_t stride, int64_t plain, 
         const float* right[kRight];
         for (int64_t q = 0; q < kRight; ++q) right[q] = rows + (b + q < b1 ? b + q : b1 - 1) * stride;
         float sum[kLeft * kRight];
-        distances(left, right, plain, columns, rest, coefficient, sum);
+        products(left, right, plain, columns, sign, sum);
         for (int64_t r = 0; r < kLeft && a + r < last; ++r) {
           // Rows a0 to row - 1 have (row - a0) (count - 1) - (a0 + ... + (row - 1)) pairs.
           const int64_t row = a + r;
           float* to = out + (row - a0) * (count - 1) - (row * (row - 1) - a0 * (a0 - 1)) / 2 + b - row - 1;
-          for (int64_t q = b > row ? 0 : row + 1 - b; q < kRight && b + q < b1; ++q) to[q] = sum[r * kRight + q];
+          if (b > row && b + kRight <= b1) {
+            memcpy(to, sum + r * kRight, sizeof(float) * kRight);
+          } else {
+            for (int64_t q = b > row ? 0 : row + 1 - b; q < kRight && b + q < b1; ++q) to[q] = sum[r * kRight + q];
+          }
         }
       }
     }
@@ -261,26 +274,28 @@ void pair_spread(const float* value, int64_t count, float sign, int64_t a0, int6
   }
 }
 
-bool pair_leverages(int64_t count, const float* sum, const float* error, const PairScale& s, double* leverage) {
-  const float tiny = s.tiny, up = s.up;
+bool pair_leverages(int64_t count, const float* product, const float* square, const float* margin, const float* error,
+                    const PairScale& s, double* leverage) {
   const double unscale = s.unscale, factor = s.factor;
   int64_t special = 0;
   for (int64_t q = 0; q < count; ++q) {
-    const double root = static_cast<double>(__builtin_sqrtf(sum[q] + tiny) * up + error[q]) * unscale;
+    const float f = square[q] - 2 * product[q];
+    const double root = static_cast<double>(__builtin_sqrtf(f > 0 ? f : 0) + error[q]) * unscale;
     const double h = root * root * factor;
-    leverage[q] = h < __builtin_inf() ? h : __builtin_inf();  // NaN as well
-    special += sum[q] == 0 || !(h < __builtin_inf());
+    leverage[q] = f - f == 0 && h < __builtin_inf() ? h : __builtin_inf();  // NaN as well
+    special += margin[q] == 0 || !(leverage[q] < __builtin_inf());
   }
   return special > 0;
 }
 
-bool pair_leverages_screened(int64_t count, const float* sum, const float* norm, const PairScale& s, double* leverage) {
-  const double slope = s.slope, factor = s.factor;
+bool pair_leverages_screened(int64_t count, const float* product, const float* square, const float* margin,
+                             const PairScale& s, double* leverage) {
+  const double factor = s.factor;
   int64_t special = 0;
   for (int64_t q = 0; q < count; ++q) {
-    const double n = norm[q], h = (static_cast<double>(sum[q]) + slope * (n * n)) * factor;
+    const double f = square[q] - 2 * product[q], h = f * factor;
     leverage[q] = h < __builtin_inf() ? (h > 0 ? h : 0) : __builtin_inf();  // NaN as well
-    special += sum[q] == 0 || !(h < __builtin_inf());
+    special += margin[q] == 0 || !(h < __builtin_inf());
   }
   return special > 0;
 }
@@ -300,11 +315,13 @@ void leverages_up(int64_t count, const double* leverage, float* out) {
 }
 
 double pair_weights(int64_t count, const double* leverage, const float* margin, const float* norm, const PairScale& s,
-                  const WeightSteps& steps, double* bound) {
+                  const WeightSteps& steps, float* bound) {
   const double scale = s.margin_scale, error = s.margin_error, optimism = s.optimism, top = steps.top;
   using V = Full<double>;
+  using F = Vector<float, D>;
   const V none = {};
-  V most = none - 1;
+  const F none_float = {};
+  F most = none_float - 1;
   for (int64_t q = 0; q < count; q += D) {
     const V h = load_raw<V>(leverage + q), m = load<double, D>(margin + q), n = load<double, D>(norm + q);
     V u = (m < none ? -m : m) * scale - n * error;
@@ -315,10 +332,13 @@ double pair_weights(int64_t count, const double* leverage, const float* margin, 
     step = step < 0 ? 0 & step : step;
     V w;
     for (int k = 0; k < D; ++k) w[k] = steps.weight[step[k] < steps.last ? step[k] : steps.last];
-    const V value = w * h * (1 + 1e-11), zero = (w == none) | (h == none) ? none : value;
-    const V out = w < none ? none - 1 : zero;
+    const V value = (w == none) | (h == none) ? none : w * h * (1 + 1e-11);
+    // The float above; subnormals may be flushed.
+    const F up = __builtin_convertvector(value, F) * (1 + 0x1p-22f), least = __builtin_convertvector(value > none ? none + 0x1p-126 : none, F);
+    F out = up > least ? up : least;
+    out = __builtin_convertvector(w < none, Vector<int32_t, D>) ? none_float - 1 : out;
     if (q + D <= count) {
-      store(bound + q, out);
+      memcpy(bound + q, &out, sizeof(out));
       most = out > most ? out : most;
       continue;
     }

@@ -24,9 +24,8 @@ struct WeightSteps {
 
 // How the bounds of a pair follow from what is known of its two rows; operations/pair_pass.cpp has the proof.
 struct PairScale {
-  float tiny = 0, up = 1;   // full: h <= ((sqrt(sum + tiny) up + error) unscale)^2 factor
+  // full: h <= ((sqrt(square - 2 product) + error) unscale)^2 factor; screened: h <= (square - 2 product) factor
   double unscale = 1, factor = 1;
-  double slope = 0;         // screened: h <= (sum + slope norm^2) factor
   double margin_scale = 0, margin_error = 0, optimism = 0;  // |u| >= scale |margin| - error norm - optimism sqrt(h)
 };
 
@@ -88,23 +87,26 @@ struct KernelTable {
   // out_i = W x_i by the packed factor, written up to whole panels of tile columns
   void (*whiten)(const float* rows, int64_t n, int64_t stride, int64_t d, const float* packed, int64_t out_stride,
                  float* out);
-  // For a0 <= a < a1, a < b < count: rest |x_b - x_a|^2 + sum_c coefficient_c (p_b - p_a)_c^2, where row i holds x_i
-  // (plain) and p_i (columns; without columns rest is 1)
-  void (*pair_sums)(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns, float rest,
-                    const float* coefficient, int64_t a0, int64_t a1, float* out);
+  // signed_out[i] = before[i] + sum_c sign_c x_ic^2 and out[i] = before[i] + sum_c x_ic^2, up to whole vectors
+  void (*row_squares)(const float* rows, int64_t n, int64_t stride, int64_t columns, const float* sign,
+                      const float* before, float* signed_out, float* out);
+  // For a0 <= a < a1, a < b < count: x_a' x_b + sum_c sign_c (p_a)_c (p_b)_c, where row i holds x_i (plain), p_i (columns)
+  void (*pair_products)(const float* rows, int64_t count, int64_t stride, int64_t plain, int64_t columns,
+                        const float* sign, int64_t a0, int64_t a1, float* out);
   // value_b + sign value_a of the same pairs
   void (*pair_spread)(const float* value, int64_t count, float sign, int64_t a0, int64_t a1, float* out);
-  // Upper bounds of leverages; whether any pair has a sum of zero or an infinite bound
-  bool (*pair_leverages)(int64_t count, const float* sum, const float* error, const PairScale& scale, double* leverage);
-  bool (*pair_leverages_screened)(int64_t count, const float* sum, const float* norm, const PairScale& scale,
-                                  double* leverage);
+  // Upper bounds of leverages; whether any pair has a margin of zero (equal rows do) or an infinite bound
+  bool (*pair_leverages)(int64_t count, const float* product, const float* square, const float* margin,
+                         const float* error, const PairScale& scale, double* leverage);
+  bool (*pair_leverages_screened)(int64_t count, const float* product, const float* square, const float* margin,
+                                  const PairScale& scale, double* leverage);
   // leverage[q] = min(leverage[q], factor known[q]); out[q] >= leverage[q], 0 where it is 0
   void (*known_leverages)(int64_t count, const float* known, double factor, double* leverage);
   void (*leverages_up)(int64_t count, const double* leverage, float* out);
   // bound[q] = w h, w the largest weight that the margin leaves possible; -1 where nobody may answer. Writes `count` of
   // them and no more; returns the largest.
   double (*pair_weights)(int64_t count, const double* leverage, const float* margin, const float* norm,
-                       const PairScale& scale, const WeightSteps& steps, double* bound);
+                       const PairScale& scale, const WeightSteps& steps, float* bound);
 
   // One tile of sum_t a_t b_t': `left` and `right` hold `depth` labels in tiles, see information_matrix.cpp.
   int64_t tile_rows, tile_columns;

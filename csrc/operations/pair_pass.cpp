@@ -4,27 +4,32 @@
 // Centring. Each component of c_r is rounded once from the stored numbers (and once more from float64), or flushed to
 // zero below 2^-126, and so may be what it is made of: x = c_b - c_a + r with |r| <= 2 u n + 2^-124 sqrt(d).
 //
-// Sums along the depth have at most D = d / lanes + 8 roundings in a row (pairs.cpp), g = gamma_D = D u / (1 - D u).
-// |c_r|^2 <= s_r / (1 - g) + d 2^-125 with s_r its float sum; n_r is the root of that, rounded up.
+// Sums of k terms along the depth have at most k / lanes + 8 roundings in a row (pairs.cpp), D for the d features.
+// |c_r|^2 <= s_r / (1 - gamma_D) + d 2^-125 with s_r its float sum; n_r is the root of that, rounded up.
 //
-// Full product. z_r = W c_r comes with an error e_r of its norm (whiten: e_r = gamma_{d+3} |W|_F n_r + d^1.5 2^-126, as in
-// bounds.cpp), so with f the float sum of the squares of z_b - z_a
-//   sqrt(h) <= sqrt((f + d 2^-124) / (1 - g)) + e_a + e_b + |W|_F (2 u n + 2^-124 sqrt(d)) + 2^-124 sqrt(d).
+// Squared distances come from products. For float rows y_r and signs S (all + in the full product), let N_r = y_r' S y_r
+// and m_r = |y_r|. The float sums N^_r and P^ for y_a' S y_b are off by at most gamma_M m_r^2 and gamma_M m_a m_b, so
+//   (y_b - y_a)' S (y_b - y_a) <= N^_a + N^_b - 2 P^ + 2 gamma_M (m_a^2 + m_b^2) = square_a + square_b - 2 P^:
+// the cancellation costs no more than the error of products of that length has to cost anyway. The squares of rows are
+// rounded up by 2^-22, which covers the rounding of their sum.
+//
+// Full product. y_r = z_r = W c_r comes with an error e_r of its norm (whiten: e_r = gamma_{d+3} |W|_F n_r + d^1.5
+// 2^-126, as in bounds.cpp), and d 2^-123 is added to each square for products that underflow, so
+//   sqrt(h) <= sqrt(square_a + square_b - 2 P^) + e_a + e_b + |W|_F (2 u n + 2^-124 sqrt(d)) + 2^-124 sqrt(d).
 // W is scaled by a power of two to largest entry in [1/2, 1).
 //
-// Screen, see screen.cpp for the bound h <= rest |x|^2 + sum_k c_k (v_k' x)^2 of K directions. All is divided by
-// R = max(rest, |c_k|). Projections of c_r are off by at most (gamma_{D+1} + d 2^-49) n_r, so those of x by at most G n,
-// G = gamma_{D+4} + d 2^-49; by Cauchy-Schwarz this moves sum_k c_k p_k^2 by at most
-//   (2 G |c| + G^2 sum_k |c_k|) n^2, |c|^2 = sum_k c_k^2.
-// |x|^2 differs from |c_b - c_a|^2 by at most 4 u n^2, and the float sum from its exact value, of terms no larger than
-// rest n^2 and max|c_k| n^2, by gamma_{D + K/lanes + 4} (rest + max|c_k|) n^2. A factor of 1.001 covers products of
-// these terms. Rows with |c_r|^2 outside 2^-60 .. 2^120 get n_r = infinity, so that what underflows stays below u n^2
-// and nothing overflows; a row that equals the first of its prompt is exactly zero.
+// Screen, see screen.cpp for the bound h <= rest |x|^2 + sum_k c_k (v_k' x)^2 of K directions. y_r holds c_r and the
+// q_k = sqrt(|c_k| / rest) v_k' c_r with the sign of c_k. A q_k is off by at most sqrt(|c_k| / rest) G n_r,
+// G = gamma_{D+4} + d 2^-49, centring and the final difference included, so by Cauchy-Schwarz the sum over k by at most
+//   (2 G |c / rest| + G^2 sum_k |c_k| / rest) n^2, and |x|^2 differs from |c_b - c_a|^2 by at most 4 u n^2.
+// A factor of 1.001 covers products of these terms, n^2 <= 2 (n_a^2 + n_b^2) makes them a part of the squares. Rows with
+// |c_r|^2 outside 2^-60 .. 2^80 get n_r = infinity, so that what underflows stays below u n^2 and nothing overflows
+// (|c_k| <= 2^30 rest); a row that equals the first of its prompt is exactly zero.
 //
 // Margins. u_a and u_b are float sums along the depth like the projections: |u| >= |u_b - u_a| - G n |theta|.
 //
-// A pair whose two stored rows are equal has leverage 0. What overflows makes a bound infinite; single precision then
-// does not reach, and the exact routine decides.
+// A pair whose two stored rows are equal has leverage 0, and margins that are equal to the last bit. What overflows
+// makes a bound infinite; single precision then does not reach, and the exact routine decides.
 #include "operations/pair_pass.hpp"
 
 #include <algorithm>
@@ -42,8 +47,11 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const double kUnit = std::ldexp(1.0, -24);
 
 double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
-// A float not below x >= 2^-124.
-float rounded_up(double x) { return static_cast<float>(x) * (1 + 0x1p-22f); }
+// A float not below x, |x| >= 2^-123, by 2^-23 |x| at least.
+float rounded_up(double x) {
+  const auto f = static_cast<float>(x);
+  return f + std::fabs(f) * 0x1p-22f;
+}
 int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 // Pairs of `count` rows whose first is before a.
 int64_t pairs_before(int64_t a, int64_t count) { return a * (count - 1) - a * (a - 1) / 2; }
@@ -63,11 +71,11 @@ class Floats {
 
 // ---- rows -----------------------------------------------------------------------------------------------------
 
-// A few eigenvectors from both ends of the spectrum with their coefficients over `largest`.
+// A few eigenvectors from both ends of the spectrum, scaled by the roots of their coefficients over `rest`.
 struct Directions {
   int64_t count = 0;
-  std::vector<float> vectors, coefficient;
-  double rest = 0, largest = 0, slope = 0;
+  std::vector<float> vectors, sign;
+  double rest = 0, slope = 0;
 };
 
 struct Route {
@@ -77,15 +85,15 @@ struct Route {
   bool warm() const { return name[0] == 'w'; }
 };
 
-// Centred rows of consecutive completions with what the bounds need of each; `at` is one of them.
+// Centred rows of consecutive completions and what the bounds need of each.
 struct Centred {
-  const float *rows = nullptr, *whitened = nullptr, *margin = nullptr, *norm = nullptr, *error = nullptr;
+  const float *rows, *whitened, *margin, *norm, *error, *square;
 };
 
 class PairRows {
  public:
   struct Space {
-    Floats rows, whitened, margin, square, norm, error;
+    Floats rows, whitened, margin, norm, error, square, with_signs, all;
   };
 
   PairRows(const SelectionProblem& p, double rounding)
@@ -96,6 +104,7 @@ class PairRows {
         depth_(up_to(d_, lanes_)),
         packed_(static_cast<size_t>(k_.packed_factor_size(d_, true))),
         reward_(static_cast<size_t>(depth_)),
+        plus_(static_cast<size_t>(depth_), 1.0f),
         rounding_(rounding) {
     const double d = static_cast<double>(d_);
     sums_ = static_cast<double>(depth_ / lanes_) + 8;
@@ -112,14 +121,13 @@ class PairRows {
     const double factor_norm = frobenius(p.inverse_factor, d_ * d_) * factor_scale * (1 + 1e-9);
     error_per_norm_ = factor_norm * (gamma(d + 3) + 2 * kUnit) * (1 + 1e-9);
     error_tiny_ = (d * tiny + factor_norm * tiny + tiny) * (1 + 1e-9);
-    scale_.tiny = rounded_up(d * std::ldexp(1.0, -124));
-    scale_.up = rounded_up(std::sqrt(square_up_));
     scale_.unscale = 1 / factor_scale;
     scale_.factor = (1 + std::ldexp(1.0, -18)) * (1 + rounding);
 
+    // Without a reward any direction serves to tell rows apart.
     const double reward_norm = frobenius(p.reward, d_);
-    for (int64_t j = 0; j < d_ && reward_norm > 0; ++j)
-      reward_[static_cast<size_t>(j)] = static_cast<float>(p.reward[j] / reward_norm);
+    for (int64_t j = 0; j < d_; ++j)
+      reward_[static_cast<size_t>(j)] = reward_norm > 0 ? static_cast<float>(p.reward[j] / reward_norm) : 1.0f;
     scale_.margin_scale = reward_norm;
     scale_.margin_error = projected * reward_norm * (1 + 1e-6);
     scale_.optimism = p.optimism;
@@ -133,30 +141,22 @@ class PairRows {
     const double delta = static_cast<double>(d_) * std::ldexp(1.0, -49) * std::max(std::fabs(lambda[0]), std::fabs(lambda[d_ - 1]));
     if (!(lambda[0] > 4 * delta)) return out;
     const int64_t low = low_end(lambda, d_, count);
-    std::vector<double> coefficient(static_cast<size_t>(count));
-    out.rest = out.largest = 1 / (lambda[low] - delta);
+    out.rest = 1 / (lambda[low] - delta);
     out.vectors.resize(static_cast<size_t>(count * depth_));
+    double sum = 0, square = 0, largest = 0;
     for (int64_t c = 0; c < count; ++c) {
       const int64_t k = c < low ? c : d_ - 1 - (c - low);
-      coefficient[static_cast<size_t>(c)] = 1 / (lambda[k] - delta) - out.rest;
-      out.largest = std::max(out.largest, std::fabs(coefficient[static_cast<size_t>(c)]));
+      const double coefficient = 1 / (lambda[k] - delta) / out.rest - 1, root = std::sqrt(std::fabs(coefficient));
+      out.sign.push_back(coefficient < 0 ? -1.0f : 1.0f);
       for (int64_t j = 0; j < d_; ++j)
-        out.vectors[static_cast<size_t>(c * depth_ + j)] = static_cast<float>(spectrum.vectors[k * d_ + j]);
-    }
-    if (!(out.largest < kInfinity)) return out;
-    out.rest /= out.largest;
-    double sum = 0, square = 0, top = 0;
-    for (double& c : coefficient) {
-      c /= out.largest;
-      sum += std::fabs(c);
-      square += c * c;
-      top = std::max(top, std::fabs(c));
-      out.coefficient.push_back(static_cast<float>(c));
+        out.vectors[static_cast<size_t>(c * depth_ + j)] = static_cast<float>(spectrum.vectors[k * d_ + j] * root);
+      sum += std::fabs(coefficient);
+      square += coefficient * coefficient;
+      largest = std::max(largest, std::fabs(coefficient));
     }
     const double g = gamma(sums_ + 4) + static_cast<double>(d_) * std::ldexp(1.0, -49);
-    out.slope = 1.001 * (2 * g * std::sqrt(square) + g * g * sum + 4 * kUnit * out.rest +
-                         gamma(sums_ + static_cast<double>(count / lanes_) + 4) * (out.rest + top));
-    out.count = out.slope < kInfinity ? count : 0;
+    out.slope = 1.001 * (2 * g * std::sqrt(square) + g * g * sum + 4 * kUnit);
+    out.count = out.rest < kInfinity && largest < 0x1p30 && out.slope < kInfinity ? count : 0;
     return out;
   }
 
@@ -165,7 +165,7 @@ class PairRows {
   int64_t whitened_stride() const { return up_to(d_, 2 * lanes_); }
 
   void reserve(const Route& route, int64_t rows, Space& space) const {
-    for (Floats* f : {&space.margin, &space.square, &space.norm, &space.error}) f->reserve(rows + 2 * lanes_);
+    for (Floats* f : {&space.margin, &space.norm, &space.error, &space.square, &space.with_signs, &space.all}) f->reserve(rows + 2 * lanes_);
     space.rows.reserve(rows * stride(route));
     if (route.full()) space.whitened.reserve(rows * whitened_stride());
   }
@@ -182,26 +182,36 @@ class PairRows {
       const double n = std::sqrt(square[r] * square_up_ + square_tiny_) * (1 + 1e-9);
       norm[r] = rounded_up(n);
       error[r] = rounded_up(error_per_norm_ * n + error_tiny_);
-      if (route.directions && !(square[r] > 0x1p-60f && square[r] < 0x1p120f) && !equal(pool, middle, first + r))
+      if (route.directions && !(square[r] > 0x1p-60f && square[r] < 0x1p80f) && !equal(pool, middle, first + r))
         norm[r] = std::numeric_limits<float>::infinity();
     }
   }
 
-  // What the route needs of `count` centred rows from row `at` on.
+  // What the route needs of `count` centred rows from row `at` on, which centre has written.
   void project(int64_t count, const Route& route, int64_t at, Space& space) const {
-    const float* rows = space.rows.data() + at * stride(route);
+    float *rows = space.rows.data() + at * stride(route), *square = space.square.data() + at;
+    float *signs = space.with_signs.data() + at, *all = space.all.data() + at;
+    const float* norm = space.norm.data() + at;
     if (route.full()) {
-      k_.whiten(rows, count, stride(route), d_, packed_.data(), whitened_stride(),
-                space.whitened.data() + at * whitened_stride());
+      float* z = space.whitened.data() + at * whitened_stride();
+      k_.whiten(rows, count, stride(route), d_, packed_.data(), whitened_stride(), z);
+      std::fill(square, square + up_to(count, lanes_), 0.0f);
+      k_.row_squares(z, count, whitened_stride(), depth_, plus_.data(), square, signs, all);
+      const double up = 1 + 4 * gamma(sums_), tiny = static_cast<double>(d_) * std::ldexp(1.0, -123);
+      for (int64_t r = 0; r < count; ++r) square[r] = rounded_up(all[r] * up + tiny);
     } else if (route.directions) {
-      k_.project(rows, count, stride(route), depth_, route.directions->vectors.data(), route.directions->count,
-                 space.rows.data() + at * stride(route) + depth_);
+      const Directions& v = *route.directions;
+      k_.project(rows, count, stride(route), depth_, v.vectors.data(), v.count, rows + depth_);
+      k_.row_squares(rows + depth_, count, stride(route), v.count, v.sign.data(), square, signs, all);
+      const double g = gamma(sums_ + static_cast<double>(v.count / lanes_));
+      for (int64_t r = 0; r < count; ++r)
+        square[r] = rounded_up(signs[r] + 2.001 * g / (1 - g) * all[r] + 2 * v.slope * norm[r] * static_cast<double>(norm[r]));
     }
   }
 
   Centred at(int64_t row, const Route& route, Space& space) const {
     return {space.rows.data() + row * stride(route), space.whitened.data() + row * whitened_stride(),
-            space.margin.data() + row, space.norm.data() + row, space.error.data() + row};
+            space.margin.data() + row, space.norm.data() + row, space.error.data() + row, space.square.data() + row};
   }
 
   // Whether two stored completions are equal, number by number.
@@ -222,10 +232,10 @@ class PairRows {
   // leverage[q] >= h of the pairs of rows a0 <= a < a1 with b > a; known (of these pairs) may be null. Returns whether
   // some pair may be of equal rows or out of reach.
   struct PairSpace {
-    Floats sum, margin, norm, error;
+    Floats product, margin, norm, error, square;
     std::vector<double> leverage;
     void reserve(int64_t count) {
-      for (Floats* f : {&sum, &margin, &norm, &error}) f->reserve(count + 32);
+      for (Floats* f : {&product, &margin, &norm, &error, &square}) f->reserve(count + 32);
       if (static_cast<int64_t>(leverage.size()) < count + 32) leverage.resize(static_cast<size_t>(count + 32));
     }
   };
@@ -239,18 +249,18 @@ class PairRows {
       std::fill(h, h + pairs, kInfinity);
       return true;
     }
+    k_.pair_spread(c.square, count, 1, a0, a1, space.square.data());
+    const float *product = space.product.data(), *square = space.square.data(), *margin = space.margin.data();
     if (route.full()) {
-      k_.pair_sums(c.whitened, count, whitened_stride(), depth_, 0, 1, nullptr, a0, a1, space.sum.data());
+      k_.pair_products(c.whitened, count, whitened_stride(), depth_, 0, nullptr, a0, a1, space.product.data());
       k_.pair_spread(c.error, count, 1, a0, a1, space.error.data());
-      return k_.pair_leverages(pairs, space.sum.data(), space.error.data(), scale_, h);
+      return k_.pair_leverages(pairs, product, square, margin, space.error.data(), scale_, h);
     }
     const Directions& v = *route.directions;
-    k_.pair_sums(c.rows, count, stride(route), depth_, v.count, static_cast<float>(v.rest), v.coefficient.data(), a0, a1,
-                 space.sum.data());
+    k_.pair_products(c.rows, count, stride(route), depth_, v.count, v.sign.data(), a0, a1, space.product.data());
     PairScale scale = scale_;
-    scale.slope = v.slope;
-    scale.factor = v.largest * (1 + rounding_) * (1 + 1e-12);
-    return k_.pair_leverages_screened(pairs, space.sum.data(), space.norm.data(), scale, h);
+    scale.factor = v.rest * (1 + rounding_) * (1 + 1e-6);
+    return k_.pair_leverages_screened(pairs, product, square, margin, scale, h);
   }
 
   const PairScale& scale() const { return scale_; }
@@ -260,7 +270,7 @@ class PairRows {
   const KernelTable& k_;
   const SelectionProblem& p_;
   int64_t d_, lanes_, depth_;
-  std::vector<float> packed_, reward_;
+  std::vector<float> packed_, reward_, plus_;
   double rounding_, sums_ = 0, square_up_ = 0, square_tiny_ = 0, error_per_norm_ = 0, error_tiny_ = 0;
   PairScale scale_;
 };
@@ -273,7 +283,7 @@ struct View {
   const int64_t* index;
   const float* known;
   float* leverage_out;
-  double* bound;
+  float* bound;
 
   View with_rows(int64_t first, int64_t last, std::vector<char>& to) const {
     return {dal::with_rows(pool, first, last, to), index, known, leverage_out, bound};
@@ -302,10 +312,8 @@ class PairPass {
     FirstPass out;
     out.route = route.name;
     out.directions = route.directions ? route.directions->count : 0;
-    std::vector<double> bound(static_cast<size_t>(p_.pool.n));
-    pass({p_.pool, nullptr, p_.known_leverage, p_.leverage_out, bound.data()}, route);
-    out.bound.resize(bound.size());
-    std::transform(bound.begin(), bound.end(), out.bound.begin(), [](double b) { return above(b); });
+    out.bound.resize(static_cast<size_t>(p_.pool.n));
+    pass({p_.pool, nullptr, p_.known_leverage, p_.leverage_out, out.bound.data()}, route);
     return out;
   }
 
@@ -424,7 +432,7 @@ class PairPass {
       int64_t q = 0;
       for (int64_t a = a0; a < a1; ++a)
         for (int64_t b = a + 1; b < count; ++b, ++q)
-          if (h[q] == kInfinity || (!route.warm() && space.sum.data()[q] == 0))
+          if (h[q] == kInfinity || space.margin.data()[q] == 0)
             if (rows_.equal(view.pool, row + a, row + b)) h[q] = 0;
     }
     if (view.leverage_out) k_.leverages_up(many, h, view.leverage_out + begin);
@@ -434,7 +442,8 @@ class PairPass {
 
   // Bounds from the leverages and margins; returns the largest, or one above it.
   double weigh(const View& view, int32_t category, int64_t begin, int64_t many, PairRows::PairSpace& space) const {
-    double *bound = view.bound + begin, largest = -1;
+    float* bound = view.bound + begin;
+    double largest = -1;
     const double* h = space.leverage.data();
     const auto conversation = [&](int64_t q) { return view.index ? view.index[begin + q] : begin + q; };
     if (envelope_.tabled()) {
@@ -444,8 +453,8 @@ class PairPass {
       return largest;
     }
     for (int64_t q = 0; q < many; ++q) {
-      bound[q] = value(conversation(q), category, h[q], space.margin.data()[q], space.norm.data()[q]);
-      largest = std::max(largest, bound[q]);
+      bound[q] = above(value(conversation(q), category, h[q], space.margin.data()[q], space.norm.data()[q]));
+      largest = std::max<double>(largest, bound[q]);
     }
     return largest;
   }
@@ -456,7 +465,7 @@ class PairPass {
   // time, while their rows are at hand.
   void sharpen(const View& view, const Route& route, int32_t category, const Centred& centred, int64_t count, int64_t a0,
                int64_t a1, int64_t begin, Space& space) {
-    const double* bound = view.bound + begin;
+    const float* bound = view.bound + begin;
     const int64_t d = p_.pool.d, stride = rows_.stride(route);
     int64_t q = 0;
     for (int64_t a = a0; a < a1; ++a)
@@ -488,7 +497,8 @@ class PairPass {
       const double root = std::sqrt(h[q]) + 4 * kUnit * factor_norm_ * pair.norm, product = root * root * (1 + 1e-12);
       if (!(product < pair.leverage)) continue;
       if (view.leverage_out) k_.leverages_up(1, &product, view.leverage_out + pair.at);
-      view.bound[pair.at] = value(view.index ? view.index[pair.at] : pair.at, pair.category, product, pair.margin, pair.norm);
+      const int64_t conversation = view.index ? view.index[pair.at] : pair.at;
+      view.bound[pair.at] = above(value(conversation, pair.category, product, pair.margin, pair.norm));
     }
     again.pairs.clear();
   }
@@ -560,10 +570,10 @@ class PairPass {
     pool.prompt_offsets = s.prompt_offsets.data();
     pool.pair_offsets = s.pair_offsets.data();
     pool.category = s.category.data();
-    std::vector<double> bound(s.index.size());
+    std::vector<float> bound(s.index.size());
     const View view{pool, s.index.data(), p_.known_leverage ? s.known.data() : nullptr, nullptr, bound.data()};
     pass(view, full);
-    std::vector<double> sorted = bound;
+    std::vector<float> sorted = bound;
     const auto sampled = static_cast<double>(sorted.size()), n = static_cast<double>(p_.pool.n);
     const double wanted = std::ceil(sampled * 2 * static_cast<double>(p_.size) / n);
     const auto rank = static_cast<int64_t>(std::clamp(wanted, 1.0, sampled)) - 1;

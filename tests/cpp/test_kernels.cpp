@@ -390,72 +390,96 @@ void completions() {
       check(ok, "project and whiten, " + sizes);
 
       // All pairs at once, and those of some rows a by themselves.
-      const int64_t pairs = n * (n - 1) / 2;
-      std::vector<float> sum = floats(pairs), plain(sum), spread = floats(pairs + lanes), norm(spread);
+      const int64_t pairs = n * (n - 1) / 2, whole = n + lanes;
+      std::vector<float> product = floats(pairs), plain(product), spread = floats(pairs + lanes), norm(spread), sign = floats(columns);
+      std::vector<float> signed_square = floats(whole), all(signed_square);
+      for (float& value : sign) value = below(2) ? 1.0f : -1.0f;
       const int64_t half = n / 2, before = half * (n - 1) - half * (half - 1) / 2;
-      k.pair_sums(rows.data(), n, stride, depth, columns, 0.25f, c.data(), 0, half, sum.data());
-      k.pair_sums(rows.data(), n, stride, depth, columns, 0.25f, c.data(), half, n - 1, sum.data() + before);
-      k.pair_sums(z.data(), n, wide, depth, 0, 1, nullptr, 0, n - 1, plain.data());
+      k.row_squares(rows.data() + depth, n, stride, columns, sign.data(), square.data(), signed_square.data(), all.data());
+      k.pair_products(rows.data(), n, stride, depth, columns, sign.data(), 0, half, product.data());
+      k.pair_products(rows.data(), n, stride, depth, columns, sign.data(), half, n - 1, product.data() + before);
+      k.pair_products(z.data(), n, wide, depth, 0, nullptr, 0, n - 1, plain.data());
       k.pair_spread(margin.data(), n, -1, 0, n - 1, spread.data());
       k.pair_spread(square.data(), n, 1, 0, n - 1, norm.data());
+      // y_a' S y_b over the stored row, over its last columns alone, and the sum of the sizes of its terms
+      const auto inner = [&](int64_t a, int64_t b, int64_t from, double* size) {
+        double total = 0;
+        for (int64_t j = from; j < stride; ++j) {
+          const double term = static_cast<double>(rows[static_cast<size_t>(a * stride + j)]) * rows[static_cast<size_t>(b * stride + j)];
+          total += j < depth || sign[static_cast<size_t>(j - depth)] > 0 ? term : -term;
+          *size += std::fabs(term);
+        }
+        return total;
+      };
+      ok = true;
+      for (int64_t i = 0; i < n; ++i) {
+        double size = 0;
+        const double expected = inner(i, i, depth, &size);
+        ok = ok && std::fabs(signed_square[static_cast<size_t>(i)] - square[static_cast<size_t>(i)] - expected) <= 1e-5 * (1 + size + square[static_cast<size_t>(i)]);
+        ok = ok && close(all[static_cast<size_t>(i)], square[static_cast<size_t>(i)] + size, 1e-5);
+      }
+      check(ok, "squares of rows, " + sizes);
       ok = true;
       size_t at = 0;
       for (int64_t a = 0; a < n; ++a)
         for (int64_t b = a + 1; b < n; ++b, ++at) {
-          const float *xa = rows.data() + a * stride, *xb = rows.data() + b * stride;
-          double expected = 0, size = 1, whole = 0;
-          for (int64_t j = 0; j < stride; ++j) {
-            const double difference = static_cast<double>(xb[j]) - xa[j], term = difference * difference * (j < depth ? 0.25f : c[static_cast<size_t>(j - depth)]);
-            expected += term;
-            size += std::fabs(term);
+          double size = 1, whitened = 0, length = 1;
+          const double expected = inner(a, b, 0, &size);
+          for (int64_t j = 0; j < depth; ++j) {
+            const double term = static_cast<double>(z[static_cast<size_t>(b * wide + j)]) * z[static_cast<size_t>(a * wide + j)];
+            whitened += term;
+            length += std::fabs(term);
           }
-          for (int64_t j = 0; j < depth; ++j) whole += std::pow(static_cast<double>(z[static_cast<size_t>(b * wide + j)]) - z[static_cast<size_t>(a * wide + j)], 2);
-          ok = ok && std::fabs(sum[at] - expected) <= 1e-5 * size && close(plain[at], whole, 1e-5);
+          ok = ok && std::fabs(product[at] - expected) <= 1e-5 * size && std::fabs(plain[at] - whitened) <= 1e-5 * length;
           ok = ok && spread[at] == margin[static_cast<size_t>(b)] - margin[static_cast<size_t>(a)];
           ok = ok && norm[at] == square[static_cast<size_t>(b)] + square[static_cast<size_t>(a)];
         }
-      check(ok, "sums of pairs, " + sizes);
+      check(ok, "products of pairs, " + sizes);
     }
 
   // From sums to leverages to weights, and back to float.
   const std::vector<double> weight = {4, 2, -1};
   const WeightSteps steps{weight.data(), 2, (1023 - 1) << 1, 2, 51};  // t < 3/4, t < 1, and above
   PairScale s;
-  s.up = 1.5f;
   s.unscale = 2;
-  s.slope = 0.5;
   s.factor = 3;
   s.margin_scale = 0.5;
   s.margin_error = 0.25;
   for (int64_t n : kSizes) {
-    std::vector<float> sum = floats(n), error(sum), norm = floats(n + lanes), margin(norm), out(sum);
-    std::vector<double> full(static_cast<size_t>(n + lanes)), screened(full), bound(static_cast<size_t>(n), 7.0);
-    for (size_t q = 0; q < sum.size(); ++q) {
-      sum[q] = static_cast<float>(below(5));
+    std::vector<float> product = floats(n), square(product), error(product), norm = floats(n + lanes), margin(norm), out(product);
+    std::vector<double> full(static_cast<size_t>(n + lanes)), screened(full);
+    std::vector<float> bound(static_cast<size_t>(n), 7.0f);
+    for (size_t q = 0; q < product.size(); ++q) {
+      product[q] = static_cast<float>(below(5));
+      square[q] = static_cast<float>(below(12));
       error[q] = static_cast<float>(below(3));
       norm[q] = static_cast<float>(below(3));
       margin[q] = static_cast<float>(below(9) - 4);
     }
-    const bool zero = std::count(sum.begin(), sum.end(), 0.0f) > 0;
-    check(k.pair_leverages(n, sum.data(), error.data(), s, full.data()) == zero, "sums of zero are told");
-    check(k.pair_leverages_screened(n, sum.data(), norm.data(), s, screened.data()) == zero, "sums of zero are told");
+    const bool zero = std::count(margin.begin(), margin.begin() + n, 0.0f) > 0;
+    check(k.pair_leverages(n, product.data(), square.data(), margin.data(), error.data(), s, full.data()) == zero, "margins of zero are told");
+    check(k.pair_leverages_screened(n, product.data(), square.data(), margin.data(), s, screened.data()) == zero, "margins of zero are told");
     const double largest = k.pair_weights(n, screened.data(), margin.data(), norm.data(), s, steps, bound.data());
     k.leverages_up(n, full.data(), out.data());
     bool ok = true;
     double most = -1;
-    for (size_t q = 0; q < sum.size(); ++q) {
-      ok = ok && close(full[q], 3 * std::pow((std::sqrt(sum[q]) * 1.5 + error[q]) * 2, 2), 1e-6);
-      ok = ok && close(screened[q], 3 * (sum[q] + 0.5 * norm[q] * norm[q]), 1e-12);
+    for (size_t q = 0; q < product.size(); ++q) {
+      const double f = std::max(0.0f, square[q] - 2 * product[q]);
+      ok = ok && close(full[q], 3 * std::pow((std::sqrt(f) + error[q]) * 2, 2), 1e-6) && close(screened[q], 3 * f, 1e-12);
       ok = ok && static_cast<double>(out[q]) >= full[q] && static_cast<double>(out[q]) <= full[q] * (1 + 1e-6);
       const double t = 2 * std::max(0.0, 0.5 * std::fabs(margin[q]) - 0.25 * norm[q]), w = t < 0.75 ? 4 : t < 1 ? 2 : -1;
-      ok = ok && close(bound[q], w < 0 ? -1 : w * screened[q], 1e-10);
-      most = std::max(most, bound[q]);
+      const double expected = w < 0 ? -1 : w * screened[q];
+      ok = ok && static_cast<double>(bound[q]) >= expected && close(bound[q], expected, 1e-6) && (bound[q] == 0) == (expected == 0);
+      most = std::max<double>(most, bound[q]);
     }
     check(ok && largest == most, "from sums to bounds, n = " + std::to_string(n));
     const float huge = std::numeric_limits<float>::infinity();
-    error[0] = norm[0] = huge;
-    check(k.pair_leverages(n, sum.data(), error.data(), s, full.data()) && full[0] == huge, "out of reach");
-    check(k.pair_leverages_screened(n, sum.data(), norm.data(), s, screened.data()) && screened[0] == huge, "out of reach");
+    for (const float bad : {huge, huge - huge}) {
+      margin[0] = 1;
+      square[0] = bad;
+      check(k.pair_leverages(n, product.data(), square.data(), margin.data(), error.data(), s, full.data()) && full[0] == huge, "out of reach");
+      check(k.pair_leverages_screened(n, product.data(), square.data(), margin.data(), s, screened.data()) && screened[0] == huge, "out of reach");
+    }
     const std::vector<float> known(static_cast<size_t>(n), 0.5f);
     k.known_leverages(n, known.data(), 4, full.data());
     check(full[0] == 2 && *std::max_element(full.begin(), full.begin() + n) <= 2, "known leverages");

@@ -152,8 +152,10 @@ def routed(kind, d, *, labels=20, seed=3, dtype_name="float32", counts=None, off
 )
 def test_each_route_is_taken_and_exact(stage, kind, labels, dtype_name):
     pool, p = routed(kind, 64, labels=labels, dtype_name=dtype_name)
-    batch = select(pool, p, 12)
+    selector = dn.Selector(pool)
+    batch = selector.select(p.reward, p.rationality, p.matrix, 12, backend="cpu")
     assert batch.counters["stages"] == [stage, "lazy"]
+    assert (bounds_of(selector) >= dn.leverage(p.pool(), p.matrix) * (1 - 1e-10)).all()
     assert (batch.counters["directions"] > 0) == (stage == "screened")
     assert batch.counters["rows_rescored"] < len(pool) / 2
     same(batch, select(p.pool(), p, 12, method="dense"))
@@ -289,6 +291,21 @@ def test_warm_rounds(kind):
         stages.append(kept.counters["stages"][0])
         p = refit(rng, p, "labels")
     assert stages[1:] == ["warm"] * 3
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("kind", ["power_law", "clustered", "heavy_tails", "duplicates"])
+def test_screened_bounds_are_bounds(kind, offset, ridge):
+    stages = set()
+    for labels in (3, 30, 300):
+        pool, p = prompts(kind, ragged(labels, 300, 16), 40, labels=labels, ridge=ridge, offset=offset)
+        selector = dn.Selector(pool)
+        stages |= set(selector.select(p.reward, p.rationality, p.matrix, 3, backend="cpu").counters["stages"])
+        bound, h = bounds_of(selector), dn.leverage(p.pool(), p.matrix)
+        assert (bound >= h * (1 - t.tolerance(40, np.linalg.cond(p.matrix)))).all()
+        assert (bound[h == 0] == 0).all()
+    assert "screened" in stages
 
 
 def test_bounds_of_the_full_product_are_close():
