@@ -121,6 +121,20 @@ Bfloat16Pass::Bfloat16Pass(const SelectionProblem& p, double rounding, const Cal
             square_up_ < kInfinity;
 }
 
+double Bfloat16Pass::error_of(double norm, double rest) const {
+  return (factor_norm_ * rest + factor_error_ * norm + sums_ * (norm + rest)) * (1 + 1e-9) + flushed_norm_;
+}
+
+void Bfloat16Pass::whitened(const float* rows, int64_t count, int64_t stride, const float* norm, Space& space, float* z,
+                            float* error) const {
+  float* residual = space.sums_.data();
+  k_->whitened(rows, count, stride, reward_.data(), packed_, aligned(space.tiles_.data()), residual, z);
+  for (int64_t q = 0; q < count; ++q) {
+    const double rest = std::sqrt(residual[q] * square_up_ + flushed_);
+    error[q] = static_cast<float>(error_of(norm[q], rest)) * (1 + 0x1p-22f);
+  }
+}
+
 void Bfloat16Pass::bounds(const void* rows, Storage storage, int64_t count, Space& space, double* low, double* high,
                           double* margin, double* square) const {
   float *u = space.sums_.data(), *s = u + space.count_, *r = s + space.count_, *y = r + space.count_;
@@ -132,8 +146,7 @@ void Bfloat16Pass::bounds(const void* rows, Storage storage, int64_t count, Spac
     square[q] = xx;
     const double norm = std::sqrt(xx * square_up_);
     const double rest = std::sqrt(r[q] * square_up_ + flushed_) + rounded_first * norm;
-    const double error =
-        (factor_norm_ * rest + factor_error_ * norm + sums_ * (norm + rest)) * (1 + 1e-9) + flushed_norm_;
+    const double error = error_of(norm, rest);
     const double root = (std::sqrt((y[q] + flushed_) / (1 - squares_)) + error) / scale_;
     const double h = root * root * up_;
     const bool within = xx > smallest && xx < greatest && h < kInfinity;  // false for NaN as well

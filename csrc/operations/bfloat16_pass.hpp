@@ -36,7 +36,14 @@ class Bfloat16Pass {
   void bounds(const void* rows, Storage storage, int64_t count, Space& space, double* low, double* high, double* margin,
               double* square) const;
 
+  // z_q = scale W x_q, d rounded up to whole blocks of 32 apart, for `count` rows and as many more as fill a block, with
+  // an error of norm at most error[q]. The rows are float, `stride` apart, zero between d and stride, |x_q| <= norm[q].
+  void whitened(const float* rows, int64_t count, int64_t stride, const float* norm, Space& space, float* z,
+                float* error) const;
+
  private:
+  double error_of(double norm, double rest) const;
+
   const Bfloat16Table* k_;
   int64_t d_;
   bool usable_ = false;

@@ -265,7 +265,7 @@ float above(double value) {
 
 FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
                      const Bfloat16Pass& products, double rounding, const Call& call) {
-  if (problem.pool.pairs()) return pair_pass(problem, admissible, single, rounding, call);
+  if (problem.pool.pairs()) return pair_pass(problem, admissible, single, products, rounding, call);
   return FirstLook(problem, admissible, single, products, rounding, call).run();
 }
 

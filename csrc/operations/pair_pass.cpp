@@ -14,9 +14,11 @@
 // rounded up by 2^-22, which covers the rounding of their sum.
 //
 // Full product. y_r = z_r = W c_r comes with an error e_r of its norm (whiten: e_r = gamma_{d+3} |W|_F n_r + d^1.5
-// 2^-126, as in bounds.cpp), and d 2^-123 is added to each square for products that underflow, so
+// 2^-126, as in bounds.cpp; in bfloat16 as in bfloat16_pass.cpp), and d 2^-123 is added to each square for products that underflow, so
 //   sqrt(h) <= sqrt(square_a + square_b - 2 P^) + e_a + e_b + |W|_F (2 u n + 2^-124 sqrt(d)) + 2^-124 sqrt(d).
 // W is scaled by a power of two to largest entry in [1/2, 1).
+//
+// In bfloat16, rows as small or as large as the screen refuses are refused as well.
 //
 // Screen, see screen.cpp for the bound h <= rest |x|^2 + sum_k c_k (v_k' x)^2 of K directions. y_r holds c_r and the
 // q_k = sqrt(|c_k| / rest) v_k' c_r with the sign of c_k. A q_k is off by at most sqrt(|c_k| / rest) G n_r,
@@ -81,7 +83,8 @@ struct Directions {
 struct Route {
   const char* name;
   const Directions* directions;  // null: the full product, or nothing ("warm")
-  bool full() const { return name[0] == 'f'; }
+  bool full() const { return name[0] == 'f' || bfloat16(); }
+  bool bfloat16() const { return name[0] == 'b'; }
   bool warm() const { return name[0] == 'w'; }
 };
 
@@ -95,10 +98,12 @@ class PairRows {
   struct Space {
     Floats rows, whitened, margin, norm, error, square, with_signs, all;
   };
+  using Products = Bfloat16Pass::Space;
 
-  PairRows(const SelectionProblem& p, double rounding)
+  PairRows(const SelectionProblem& p, const Bfloat16Pass& products, double rounding)
       : k_(kernels()),
         p_(p),
+        products_(products),
         d_(p.pool.d),
         lanes_(k_.float_lanes()),
         depth_(up_to(d_, lanes_)),
@@ -119,7 +124,8 @@ class PairRows {
     const double factor_scale = std::ldexp(1.0, -exponent), tiny = std::ldexp(1.0, -124) * std::sqrt(d);
     k_.pack_factor_float(p.inverse_factor, d_, factor_scale, packed_.data());
     const double factor_norm = frobenius(p.inverse_factor, d_ * d_) * factor_scale * (1 + 1e-9);
-    error_per_norm_ = factor_norm * (gamma(d + 3) + 2 * kUnit) * (1 + 1e-9);
+    centring_per_norm_ = factor_norm * 2 * kUnit * (1 + 1e-9);
+    error_per_norm_ = factor_norm * gamma(d + 3) * (1 + 1e-9);
     error_tiny_ = (d * tiny + factor_norm * tiny + tiny) * (1 + 1e-9);
     scale_.unscale = 1 / factor_scale;
     scale_.factor = (1 + std::ldexp(1.0, -18)) * (1 + rounding);
@@ -162,9 +168,10 @@ class PairRows {
 
   // Floats from one row of `rows` to the next, and of `whitened`.
   int64_t stride(const Route& route) const { return depth_ + (route.directions ? route.directions->count : 0); }
-  int64_t whitened_stride() const { return up_to(d_, 2 * lanes_); }
+  int64_t whitened_stride() const { return up_to(d_, std::max(kBrainBlock, 2 * lanes_)); }
 
   void reserve(const Route& route, int64_t rows, Space& space) const {
+    rows = up_to(rows, kBrainBlock);
     for (Floats* f : {&space.margin, &space.norm, &space.error, &space.square, &space.with_signs, &space.all}) f->reserve(rows + 2 * lanes_);
     space.rows.reserve(rows * stride(route));
     if (route.full()) space.whitened.reserve(rows * whitened_stride());
@@ -177,24 +184,31 @@ class PairRows {
     k_.centre(pool.at(first), pool.at(middle), pool.storage, count, d_, reward_.data(), stride(route),
               space.rows.data() + at * stride(route), space.margin.data() + at, space.square.data() + at);
     const float* square = space.square.data() + at;
-    float *norm = space.norm.data() + at, *error = space.error.data() + at;
+    float* norm = space.norm.data() + at;
     for (int64_t r = 0; r < count; ++r) {
       const double n = std::sqrt(square[r] * square_up_ + square_tiny_) * (1 + 1e-9);
       norm[r] = rounded_up(n);
-      error[r] = rounded_up(error_per_norm_ * n + error_tiny_);
-      if (route.directions && !(square[r] > 0x1p-60f && square[r] < 0x1p80f) && !equal(pool, middle, first + r))
+      if ((route.directions || route.bfloat16()) && !(square[r] > 0x1p-60f && square[r] < 0x1p80f) && !equal(pool, middle, first + r))
         norm[r] = std::numeric_limits<float>::infinity();
     }
   }
 
   // What the route needs of `count` centred rows from row `at` on, which centre has written.
-  void project(int64_t count, const Route& route, int64_t at, Space& space) const {
+  void project(int64_t count, const Route& route, int64_t at, Space& space, Products& products) const {
     float *rows = space.rows.data() + at * stride(route), *square = space.square.data() + at;
     float *signs = space.with_signs.data() + at, *all = space.all.data() + at;
     const float* norm = space.norm.data() + at;
     if (route.full()) {
       float* z = space.whitened.data() + at * whitened_stride();
-      k_.whiten(rows, count, stride(route), d_, packed_.data(), whitened_stride(), z);
+      float* error = space.error.data() + at;
+      if (route.bfloat16()) {
+        products.reserve(products_, up_to(count, kBrainBlock));
+        products_.whitened(rows, count, stride(route), norm, products, z, error);
+      } else {
+        k_.whiten(rows, count, stride(route), d_, packed_.data(), whitened_stride(), z);
+        for (int64_t r = 0; r < count; ++r) error[r] = rounded_up(error_per_norm_ * norm[r] + error_tiny_);
+      }
+      for (int64_t r = 0; r < count; ++r) error[r] = rounded_up(error[r] + centring_per_norm_ * norm[r] + error_tiny_);
       std::fill(square, square + up_to(count, lanes_), 0.0f);
       k_.row_squares(z, count, whitened_stride(), depth_, plus_.data(), square, signs, all);
       const double up = 1 + 4 * gamma(sums_), tiny = static_cast<double>(d_) * std::ldexp(1.0, -123);
@@ -269,9 +283,11 @@ class PairRows {
  private:
   const KernelTable& k_;
   const SelectionProblem& p_;
+  const Bfloat16Pass& products_;
   int64_t d_, lanes_, depth_;
   std::vector<float> packed_, reward_, plus_;
-  double rounding_, sums_ = 0, square_up_ = 0, square_tiny_ = 0, error_per_norm_ = 0, error_tiny_ = 0;
+  double rounding_, sums_ = 0, square_up_ = 0, square_tiny_ = 0;
+  double error_per_norm_ = 0, error_tiny_ = 0, centring_per_norm_ = 0;
   PairScale scale_;
 };
 
@@ -292,13 +308,14 @@ struct View {
 
 class PairPass {
  public:
-  PairPass(const SelectionProblem& p, const Admissible& admissible, const SinglePass& single, double rounding,
-           const Call& call)
+  PairPass(const SelectionProblem& p, const Admissible& admissible, const SinglePass& single,
+           const Bfloat16Pass& products, double rounding, const Call& call)
       : p_(p),
         call_(call),
         k_(kernels()),
         single_(single),
-        rows_(p, rounding),
+        products_(products),
+        rows_(p, products, rounding),
         envelope_(p, admissible),
         admissible_(admissible),
         known_factor_(p.known_scale * (1 + rounding) * (1 + 1e-12)),
@@ -306,9 +323,7 @@ class PairPass {
         spaces_(static_cast<size_t>(call.threads)) {}
 
   FirstPass run() {
-    const Spectrum spectrum = p_.spectrum ? p_.spectrum() : Spectrum{};
-    const Directions narrow = rows_.directions(spectrum, 16), wide = rows_.directions(spectrum, 32);
-    const Route route = choose(narrow, wide);
+    const Route route = p_.route.empty() ? choose() : named(p_.route);
     FirstPass out;
     out.route = route.name;
     out.directions = route.directions ? route.directions->count : 0;
@@ -335,6 +350,7 @@ class PairPass {
   struct Space {
     PairRows::Space rows;
     PairRows::PairSpace pairs;
+    PairRows::Products products;
     Again again;
     std::vector<char> stored;  // of a file
   };
@@ -382,7 +398,7 @@ class PairPass {
     rows_.reserve(route, count, space.rows);
     for (int64_t p = first; p < stop; ++p)
       rows_.centre(view.pool, offsets[p], offsets[p], offsets[p + 1] - offsets[p], route, offsets[p] - begin, space.rows);
-    rows_.project(count, route, 0, space.rows);
+    rows_.project(count, route, 0, space.rows, space.products);
     for (int64_t p = first; p < stop; ++p) {
       const int64_t at = offsets[p] - begin, rows = offsets[p + 1] - offsets[p];
       if (next >= 0 && !all.pool.file) fetch(view.pool, next + at, std::min(next + at + rows, offsets[view.pool.prompts]));
@@ -404,10 +420,10 @@ class PairPass {
     const View view = all.with_rows(first, first + count, stored);
     PairRows::Space rows;
     rows_.reserve(route, count, rows);
-    parallel_for(chunks_of(count, per_chunk), call_, [&](int64_t chunk, int) {
+    parallel_for(chunks_of(count, per_chunk), call_, [&](int64_t chunk, int worker) {
       const int64_t at = chunk * per_chunk, many = std::min(per_chunk, count - at);
       rows_.centre(view.pool, first, first + at, many, route, at, rows);
-      rows_.project(many, route, at, rows);
+      rows_.project(many, route, at, rows, spaces_[static_cast<size_t>(worker)].products);
     });
     const Centred centred = rows_.at(0, route, rows);
     const int64_t step = std::max<int64_t>(4, (1 << 15) / count / 4 * 4);
@@ -550,17 +566,24 @@ class PairPass {
     return s;
   }
 
+  bool solve_spectrum() {
+    const Spectrum spectrum = p_.spectrum();
+    for (int64_t count : {16, 32}) screens_.push_back(rows_.directions(spectrum, count));
+    return screens_[0].count > 0;
+  }
+
+  Route named(const std::string& name) {
+    if (name == "bfloat16" && products_.usable()) return {"bfloat16", nullptr};
+    if (name == "warm" && p_.known_leverage) return {"warm", nullptr};
+    if (name == "screened" && p_.spectrum && solve_spectrum()) return {"screened", &screens_[0]};
+    return {"full", nullptr};
+  }
+
   // Judged on the sample: the full product tells what the batch will reach, the bounds of each route how many pairs it
   // leaves to look at again. Costs are multiply-adds of the whole pool; kRead is what reading one number costs.
-  Route choose(const Directions& narrow, const Directions& wide) {
+  Route choose() {
     const Route full{"full", nullptr};
-    const std::vector<Route> others = {{"screened", &narrow}, {"screened", &wide}, {"warm", nullptr}};
-    if (!p_.route.empty()) {
-      for (const Route& route : others)
-        if (p_.route == route.name && (route.warm() ? p_.known_leverage != nullptr : route.directions->count > 0)) return route;
-      return full;
-    }
-    if (p_.pool.n == 0 || (!p_.spectrum && !p_.known_leverage)) return full;
+    if (p_.pool.n == 0 || (!p_.spectrum && !p_.known_leverage && !products_.usable())) return full;
     Sample s = sample();
     Rows pool = p_.pool;
     pool.rows = s.rows.data();
@@ -580,23 +603,27 @@ class PairPass {
     std::nth_element(sorted.begin(), sorted.begin() + rank, sorted.end(), std::greater<>());
     const double reach = sorted[static_cast<size_t>(rank)];
 
-    constexpr double kRead = 30, kAgainCost = 1.5;
+    constexpr double kRead = 30, kAgainCost = 2, kProductSpeed = 8, kDirection = 1.6;
     const double d = static_cast<double>(p_.pool.d), rows = static_cast<double>(p_.pool.prompt_offsets[p_.pool.prompts]);
     Route best = full;
-    double cheapest = rows * d * (kRead + d / 2) + n * 2 * d;
-    for (const Route& route : others) {
-      if (route.warm() ? !p_.known_leverage : route.directions->count == 0) continue;
+    double cheapest = rows * d * (kRead + d / 2) + n * 1.5 * d;
+    const auto offer = [&](const Route& route, double cost) {
+      if (cost >= cheapest) return;
       pass(view, route);
-      const auto left = static_cast<double>(std::count_if(bound.begin(), bound.end(), [&](double b) { return b >= reach; }));
-      const double projected = route.warm() ? 0 : static_cast<double>(route.directions->count);
-      const double cost = rows * d * (kRead + projected) + (route.warm() ? 0 : n * 2 * (d + projected)) +
-                          left / sampled * n * kAgainCost * (d * d / 2 + kRead * d);
-      if (cost < cheapest) {
-        cheapest = cost;
-        best = route;
-      }
-    }
-    if (!best.full()) reach_ = reach;
+      const auto left = static_cast<double>(std::count_if(bound.begin(), bound.end(), [&](float b) { return b >= reach; }));
+      cost += left / sampled * n * kAgainCost * (d * d / 2 + kRead * d);
+      if (cost >= cheapest) return;
+      cheapest = cost;
+      best = route;
+    };
+    if (products_.usable()) offer({"bfloat16", nullptr}, rows * d * (kRead + 4 + d / 2 / kProductSpeed) + n * 1.5 * d);
+    if (p_.known_leverage) offer({"warm", nullptr}, rows * d * kRead);
+    // An eigensolve takes about 25 d^3, on one thread; not asked for where it could not pay.
+    const double screened = rows * d * (kRead + 16 * kDirection) + n * 1.5 * d;
+    if (p_.spectrum && screened + 25 * d * d * d < cheapest && solve_spectrum())
+      for (const Directions& v : screens_)
+        if (v.count > 0) offer({"screened", &v}, rows * d * (kRead + kDirection * static_cast<double>(v.count)) + n * 1.5 * d);
+    if (!best.full() || best.bfloat16()) reach_ = reach;
     return best;
   }
 
@@ -604,9 +631,11 @@ class PairPass {
   const Call& call_;
   const KernelTable& k_;
   const SinglePass& single_;
+  const Bfloat16Pass& products_;
   PairRows rows_;
   Envelope envelope_;
   const Admissible& admissible_;
+  std::vector<Directions> screens_;
   double known_factor_, factor_norm_;
   double reach_ = kInfinity;  // bounds from here on are sharpened
   std::vector<Space> spaces_;
@@ -615,8 +644,8 @@ class PairPass {
 }  // namespace
 
 FirstPass pair_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
-                    double rounding, const Call& call) {
-  return PairPass(problem, admissible, single, rounding, call).run();
+                    const Bfloat16Pass& products, double rounding, const Call& call) {
+  return PairPass(problem, admissible, single, products, rounding, call).run();
 }
 
 }  // namespace dal

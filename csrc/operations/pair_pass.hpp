@@ -7,6 +7,6 @@ namespace dal {
 
 // What first_pass gives, for a pool of pairs: each completion is read, centred and projected once.
 FirstPass pair_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
-                    double rounding, const Call& call);
+                    const Bfloat16Pass& products, double rounding, const Call& call);
 
 }  // namespace dal

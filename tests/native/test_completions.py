@@ -1,5 +1,7 @@
 """Pools of completions: pairs are never stored, and the batch is that of their differences written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 import dal_native as dn
 from dal_native import selection
 from dal_native import testing as t
+from dal_native._backends import cpu
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,6 +48,20 @@ def bounds_of(selector):
     """The bounds of leverages that the last round has left."""
     known = selector._known
     return (known.looked if known.since is None else known.since).leverage.astype(np.float64)
+
+
+def by_route(pool, p, size, route, *, optimism=0.0, threads=2):
+    """Picks and gains of one route, named, with the bounds of leverages that it leaves."""
+    problem = selection._problem(
+        pool, p.reward, p.rationality, p.matrix, size, optimism=optimism, threads=threads
+    )
+    left = np.full(len(pool), np.inf, np.float32)
+    return cpu.select_batch(replace(problem, route=route, leverage_out=left)), left.astype(np.float64)
+
+
+LEVELS = dn.capabilities()["simd"]["available"]
+#: Routes that this processor has; without the products in bfloat16 that name stands for the full product.
+ROUTES = ["full", "bfloat16", "screened"]
 
 
 def same(batch, other):
@@ -146,19 +163,86 @@ def routed(kind, d, *, labels=20, seed=3, dtype_name="float32", counts=None, off
 
 
 @pytest.mark.parametrize("dtype_name", t.DTYPES)
-@pytest.mark.parametrize(
-    ("stage", "kind", "labels"),
-    [("screened", "power_law", 20), ("screened", "heavy_tails", 4), ("full", "power_law", 6000)],
-)
-def test_each_route_is_taken_and_exact(stage, kind, labels, dtype_name):
-    pool, p = routed(kind, 64, labels=labels, dtype_name=dtype_name)
-    selector = dn.Selector(pool)
-    batch = selector.select(p.reward, p.rationality, p.matrix, 12, backend="cpu")
-    assert batch.counters["stages"] == [stage, "lazy"]
-    assert (bounds_of(selector) >= dn.leverage(p.pool(), p.matrix) * (1 - 1e-10)).all()
-    assert (batch.counters["directions"] > 0) == (stage == "screened")
+@pytest.mark.parametrize("labels", [4, 20, 6000])
+def test_the_cheapest_route_is_exact(labels, dtype_name):
+    pool, p = routed("power_law", 64, labels=labels, dtype_name=dtype_name)
+    batch = select(pool, p, 12)
     assert batch.counters["rows_rescored"] < len(pool) / 2
     same(batch, select(p.pool(), p, 12, method="dense"))
+
+
+def test_screening_is_taken_where_it_pays(run_python):
+    script = """
+        import numpy as np, dal_native as dn
+        from dal_native import testing as t
+        p = t.make_problem("power_law", 4800, 128, 5, 1, labels=20, dtype_name="float32")
+        pool = dn.Pool.from_completions(p.differences, np.arange(0, 4801, 12))
+        print(dn.select_batch(pool, p.reward, p.rationality, p.matrix, 9, backend="cpu").counters["stages"])
+    """
+    assert (
+        run_python(script, DAL_NATIVE_SIMD="avx2" if "avx2" in LEVELS else "generic")
+        == "['screened', 'lazy']\n"
+    )
+
+
+@pytest.mark.parametrize("dtype_name", t.DTYPES)
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("kind", t.KINDS)
+def test_named_routes_are_exact(kind, route, dtype_name):
+    for d, counts in [(20, [*ragged(1, 40, 16), 64]), (33, [1, 2, 65, 1, 30]), (48, [3, 700, 1])]:
+        pool, p = prompts(kind, counts, d, labels=30, dtype_name=dtype_name, seed=d)
+        found, bound = by_route(pool, p, 8, route)
+        assert found["counters"]["stages"][0] in (route, "full")
+        reference = select(p.pool(), p, 8)
+        assert found["conversation"].tolist() == reference.conversation.tolist()
+        assert found["teacher"].tolist() == reference.teacher.tolist()
+        assert found["gain"].tolist() == reference.gain.tolist()
+        h = dn.leverage(p.pool(), p.matrix)
+        assert (bound >= h * (1 - t.tolerance(d, np.linalg.cond(p.matrix)))).all()
+        assert (bound[h == 0] == 0).all()
+
+
+def test_all_routes_of_this_processor_are_taken():
+    pool, p = routed("power_law", 48)
+    taken = [by_route(pool, p, 2, route)[0]["counters"]["stages"][0] for route in ROUTES]
+    products = dn.capabilities()["simd"]["level"] in ("avx512bf16", "amx")
+    assert taken == ["full", "bfloat16" if products else "full", "screened"]
+
+
+@given(
+    route=st.sampled_from(ROUTES),
+    seed=st.integers(0, 2**32 - 1),
+    d=st.sampled_from([18, 31, 32, 40]),
+    kind=st.sampled_from(t.KINDS),
+    dtype_name=st.sampled_from(t.DTYPES),
+    labels=st.sampled_from([0, 3, 200]),
+    ridge=st.sampled_from([1e-4, 1.0, 100.0]),
+    offset=st.sampled_from([0.0, 1.0, 1000.0]),
+    scale=st.sampled_from([1e-12, 1.0, 1e9]),
+    optimism=st.sampled_from([0.0, 1.0]),
+)
+def test_bounds_of_named_routes_are_bounds(
+    route, seed, d, kind, dtype_name, labels, ridge, offset, scale, optimism
+):
+    scale = scale if dtype_name in ("float64", "float32") else 1.0
+    pool, p = prompts(
+        kind,
+        np.append(ragged(seed, 12, 20), 2),
+        d,
+        labels=labels,
+        ridge=ridge,
+        dtype_name=dtype_name,
+        seed=seed,
+        offset=offset,
+        scale=scale,
+    )
+    found, bound = by_route(pool, p, 3, route, optimism=optimism)
+    reference = select(p.pool(), p, 3, optimism=optimism)
+    assert found["conversation"].tolist() == reference.conversation.tolist()
+    assert found["gain"].tolist() == reference.gain.tolist()
+    h = dn.leverage(p.pool(), p.matrix)
+    assert (bound >= h * (1 - t.tolerance(d, np.linalg.cond(p.matrix)))).all()
+    assert (bound[h == 0] == 0).all()
 
 
 def random_options(rng, n, m):
@@ -217,7 +301,7 @@ def test_same_bits_for_any_number_of_threads():
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("level", dn.capabilities()["simd"]["available"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_same_picks_at_every_simd_level(run_python, level):
     script = """
         import numpy as np, dal_native as dn
@@ -297,22 +381,19 @@ def test_warm_rounds(kind):
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("kind", ["power_law", "clustered", "heavy_tails", "duplicates"])
 def test_screened_bounds_are_bounds(kind, offset, ridge):
-    stages = set()
     for labels in (3, 30, 300):
-        pool, p = prompts(kind, ragged(labels, 300, 16), 72, labels=labels, ridge=ridge, offset=offset)
-        selector = dn.Selector(pool)
-        stages |= set(selector.select(p.reward, p.rationality, p.matrix, 3, backend="cpu").counters["stages"])
-        bound, h = bounds_of(selector), dn.leverage(p.pool(), p.matrix)
-        assert (bound >= h * (1 - t.tolerance(72, np.linalg.cond(p.matrix)))).all()
+        pool, p = prompts(kind, ragged(labels, 300, 16), 40, labels=labels, ridge=ridge, offset=offset)
+        found, bound = by_route(pool, p, 3, "screened")
+        assert found["counters"]["stages"][0] == "screened"
+        h = dn.leverage(p.pool(), p.matrix)
+        assert (bound >= h * (1 - t.tolerance(40, np.linalg.cond(p.matrix)))).all()
         assert (bound[h == 0] == 0).all()
-    assert "screened" in stages
 
 
-def test_bounds_of_the_full_product_are_close():
-    """In single precision: a bound that is loose would be exact all the same, only slow."""
+@pytest.mark.parametrize(("route", "factor"), [("full", 1.01), ("bfloat16", 1.3)])
+def test_bounds_of_the_full_product_are_close(route, factor):
+    """A bound that is loose would be exact all the same, only slow."""
     pool, p = routed("power_law", 64, labels=6000)
-    selector = dn.Selector(pool)
-    batch = selector.select(p.reward, p.rationality, p.matrix, 2, backend="cpu")
-    assert batch.counters["stages"][0] == "full"
+    _, bound = by_route(pool, p, 2, route)
     h = dn.leverage(p.pool(), p.matrix)
-    assert (bounds_of(selector)[h > 0] <= h[h > 0] * 1.01).all()
+    assert (bound[h > 0] <= h[h > 0] * factor).all()
