@@ -175,8 +175,8 @@ def test_screening_is_taken_where_it_pays(run_python):
     script = """
         import numpy as np, dal_native as dn
         from dal_native import testing as t
-        p = t.make_problem("power_law", 4800, 128, 5, 1, labels=20, dtype_name="float32")
-        pool = dn.Pool.from_completions(p.differences, np.arange(0, 4801, 12))
+        p = t.make_problem("power_law", 24000, 128, 5, 1, labels=20, dtype_name="float32")
+        pool = dn.Pool.from_completions(p.differences, np.arange(0, 24001, 12))
         print(dn.select_batch(pool, p.reward, p.rationality, p.matrix, 9, backend="cpu").counters["stages"])
     """
     assert (
