@@ -44,7 +44,7 @@ AXES: dict[str, tuple[str, list[int]]] = {
     "n": ("conversations n", [12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000]),
     "d": ("features d", [32, 64, 128, 256, 512, 1_024]),
     "m": ("teachers m", [1, 10, 100, 1_000, 10_000]),
-    "B": ("batch B", [1, 4, 16, 64, 256, 1_024]),
+    "B": ("batch B", [1, 4, 16, 64, 256, 512]),
     "T": ("labels T", [50, 200, 800, 3_200, 12_800, 51_200]),
     "K": ("completions of a prompt K", [2, 4, 8, 16, 32, 64]),
 }
@@ -91,8 +91,14 @@ def _pairs(
     }
 
 
-def loop(p: Problem, size: int) -> dict[str, Any]:
+#: The NumPy loop tries every teacher on every conversation: beyond so many pairs it is left out.
+LOOP_PAIRS = 300_000_000
+
+
+def loop(p: Problem, size: int) -> dict[str, Any] | None:
     """What a careful NumPy user writes, once."""
+    if len(p.differences) * len(p.rationality) > LOOP_PAIRS:
+        return None
     unit = common.read_seconds(p.differences)
     took = common.once(lambda: numpy_loop(p, size))
     return {"seconds": took, "reads": took / unit, "read_seconds": unit}
@@ -110,7 +116,7 @@ def measure(axis: str, values: list[int], base: Point) -> dict[str, Any]:
     kinds = {"power_law": "completions"} if axis == "K" else SPECTRA
     names = [f"{temperature}, {words}" for words in kinds.values() for temperature in ("cold", "warm")]
     beside = ARITHMETIC if axis == "K" else LOOP
-    series: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, beside]}
+    series: dict[str, list[dict[str, Any] | None]] = {name: [] for name in [*names, beside]}
     for value in values:
         point = replace(base, **{axis: value})
         for kind, words in kinds.items():
@@ -124,9 +130,8 @@ def measure(axis: str, values: list[int], base: Point) -> dict[str, Any]:
             common.pool_problem.cache_clear()
             common.completion_problem.cache_clear()
         common.say(f"{axis} = {value:,}: ", end="")
-        common.say(
-            ", ".join(f"{name} {points[-1]['reads']:.1f}" for name, points in series.items()) + " reads"
-        )
+        last = {name: points[-1] for name, points in series.items()}
+        common.say(", ".join(f"{name} {p['reads']:.1f}" for name, p in last.items() if p) + " reads")
     sizes = vars(base).items()
     base_words = ", ".join(f"{name} = {size:,}" for name, size in sizes if name not in (axis, "K"))
     if axis == "K":
@@ -155,8 +160,8 @@ def plot(axis: str, found: dict[str, Any], path: Path) -> None:
             for name, points in found["series"].items():
                 what, words = name.split(", ")
                 mark, colour = marks.get(what, "x:"), colours[words] if what in marks else "tab:gray"
-                measured_here = [p[unit] for p in points]
-                panel.loglog(found["values"], measured_here, mark, color=colour, label=name, markersize=4)
+                drawn = [(x, p[unit]) for x, p in zip(found["values"], points, strict=True) if p]
+                panel.loglog(*zip(*drawn, strict=True), mark, color=colour, label=name, markersize=4)
             panel.set_xlabel(AXES[axis][0])
             panel.set_ylabel(label)
             panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]], rotation=30)
@@ -179,6 +184,9 @@ def markdown(axis: str, found: dict[str, Any]) -> str:
     for name, points in found["series"].items():
         head.append(name)
         for line, point in zip(lines, points, strict=True):
+            if point is None:
+                line.append("not run")
+                continue
             route = f" {point['stages'][0]}" if "stages" in point else ""
             line.append(
                 f"{common.figure(point['reads'])} ({common.figure(1e3 * point['seconds'])} ms){route}"
