@@ -5,6 +5,7 @@ list.
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 import sys
@@ -241,14 +242,14 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def provenance() -> dict[str, str]:
-    """Machine, versions, commit and command of a measurement."""
+    """Machine and how busy it was before, versions, commit and command of a measurement."""
     state = dn.capabilities()
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = names[0].split(":")[1].strip() if names else platform.processor()
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
     return {
-        "machine": f"{model}, {state['cpus']} CPUs, {state['simd']['level']}",
+        "machine": f"{model}, {state['cpus']} CPUs, {state['simd']['level']}, load {os.getloadavg()[0]:.1f}",
         "versions": ", ".join(
             [f"Python {platform.python_version()}", f"NumPy {np.__version__}", f"dal-native {dn.__version__}"]
         ),
