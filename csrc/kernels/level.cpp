@@ -14,6 +14,7 @@ const KernelTable table = {
     to_float,
     first_nonfinite,
     margin,
+    margin_float,
     update_leverage,
     downdated,
     downdated_rows,

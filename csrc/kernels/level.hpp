@@ -15,6 +15,8 @@ void to_float(const void* from, Storage storage, int64_t count, float* to);
 int64_t first_nonfinite(const void* rows, Storage storage, int64_t n, int64_t d);
 void margin(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* out,
             double* square);
+void margin_float(const void* rows, Storage storage, int64_t n, int64_t d, const float* reward, float* out,
+                  float* square);
 void update_leverage(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
                      double coefficient, double* leverage);
 double downdated(const double* x, int64_t d, const double* directions, const double* coefficients, int64_t count,

@@ -69,6 +69,36 @@ void margin_typed(const S* rows, int64_t n, int64_t d, const double* reward, dou
   }
 }
 
+// The same in single precision, as fast as rows arrive: two of them side by side, and what comes asked for in time.
+template <int Rows, class S>
+inline void margin_float_rows(const S* rows, int64_t d, const float* reward, float* margin, float* square) {
+  constexpr int L = kLanes<float>;
+  constexpr int64_t kAhead = 2048;  // bytes
+  Full<float> u[Rows][2] = {}, q[Rows][2] = {};
+  int64_t k = 0;
+  for (; k + 2 * L <= d; k += 2 * L)
+    for (int j = 0; j < 2; ++j) {
+      const Full<float> theta = load_raw<Full<float>>(reward + k + j * L);
+      for (int r = 0; r < Rows; ++r) {
+        const S* x = rows + r * d + k + j * L;
+        __builtin_prefetch(reinterpret_cast<const char*>(x) + (Rows - 1) * d * static_cast<int64_t>(sizeof(S)) + kAhead);
+        const Full<float> v = load<float, L>(x);
+        u[r][j] += v * theta;
+        q[r][j] += v * v;
+      }
+    }
+  for (int r = 0; r < Rows; ++r) {
+    float total = sum_lanes(u[r][0] + u[r][1]), norm = sum_lanes(q[r][0] + q[r][1]);
+    for (int64_t j = k; j < d; ++j) {
+      const auto v = static_cast<float>(widen(rows[r * d + j]));
+      total += v * reward[j];
+      norm += v * v;
+    }
+    margin[r] = total;
+    square[r] = norm;
+  }
+}
+
 // h - a c^2, in the order that overflows last
 inline double after_update(double h, double coefficient, double c) { return h - (coefficient * c) * c; }
 
@@ -89,6 +119,15 @@ int64_t first_nonfinite(const void* rows, Storage storage, int64_t n, int64_t d)
 void margin(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* out,
             double* square) {
   visit(rows, storage, [&](auto* p) { margin_typed(p, n, d, reward, out, square); });
+}
+
+void margin_float(const void* rows, Storage storage, int64_t n, int64_t d, const float* reward, float* out,
+                  float* square) {
+  visit(rows, storage, [&](auto* p) {
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2) margin_float_rows<2>(p + i * d, d, reward, out + i, square + i);
+    if (i < n) margin_float_rows<1>(p + i * d, d, reward, out + i, square + i);
+  });
 }
 
 // (M + w x x')^-1 = M^-1 - a v v', v = M^-1 x, a = w / (1 + w h)  =>  h_i -= a (x_i'v)^2

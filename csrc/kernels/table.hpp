@@ -44,6 +44,10 @@ struct KernelTable {
   void (*margin)(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* margin,
                  double* square);
 
+  // The same in single precision, rows rounded to float first, in any order of the sums; `reward` has d values.
+  void (*margin_float)(const void* rows, Storage storage, int64_t n, int64_t d, const float* reward, float* margin,
+                       float* square);
+
   // leverage[i] -= coefficient (x_i' direction)^2, not below 0
   void (*update_leverage)(const void* rows, Storage storage, int64_t n, int64_t d, const double* direction,
                           double coefficient, double* leverage);

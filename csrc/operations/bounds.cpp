@@ -52,6 +52,7 @@ void SinglePass::Space::reserve(const Rows& pool, int64_t count, bool in_place) 
   margin.resize(many);
   square.resize(many);
   whitened.resize(many);
+  sums.resize(2 * many);
 }
 
 SinglePass::SinglePass(const SelectionProblem& p, double rounding)
@@ -67,7 +68,14 @@ SinglePass::SinglePass(const SelectionProblem& p, double rounding)
   error_per_norm_ = relative_ * frobenius(p.inverse_factor, d_ * d_) * scale_ * (1 + 1e-9);
   flushed_ = d * std::ldexp(1.0, -126);
   flushed_norm_ = flushed_ * std::sqrt(d);
-  margin_error_ = (d + 2) * std::ldexp(1.0, -52) * frobenius(p.reward, d_);
+  reward_norm_ = frobenius(p.reward, d_);
+  margin_error_ = (d + 2) * std::ldexp(1.0, -52) * reward_norm_;
+  // Rounding of the row, of the reward, and of d products and sums; |x| <= sqrt(1 + gamma) times its computed value.
+  const double most = (d + 6) * u < 0.5 ? (d + 6) * u / (1 - (d + 6) * u) : kInfinity;
+  float_error_ = most * reward_norm_ * (1 + most);
+  reward_.assign(static_cast<size_t>(d_), 0.0f);
+  for (size_t j = 0; j < reward_.size() && reward_norm_ > 0; ++j)
+    reward_[j] = static_cast<float>(p.reward[j] / reward_norm_);
 }
 
 const float* SinglePass::rows(const Block& block, int64_t count, Space& space) const {
@@ -90,6 +98,17 @@ double SinglePass::leverage(double whitened, double norm) const {
 void SinglePass::leverages(const float* rows, int64_t count, const double* square, Space& space, double* out) const {
   k_.whitened_squares_float(rows, count, d_, packed_.data(), space.whitened.data());
   for (int64_t q = 0; q < count; ++q) out[q] = leverage(space.whitened[static_cast<size_t>(q)], norm(square[q]));
+}
+
+void SinglePass::margins(const Block& block, int64_t count, Space& space, double* margin, double* square) const {
+  float *u = space.sums.data(), *s = u + count;
+  k_.margin_float(block.rows, block.storage, count, d_, reward_.data(), u, s);
+  const double smallest = std::ldexp(1.0, -60), greatest = std::ldexp(1.0, 120);
+  for (int64_t q = 0; q < count; ++q) {
+    square[q] = s[q];
+    const double lowest = std::fabs(u[q]) * reward_norm_ - float_error_ * std::sqrt(square[q]);
+    margin[q] = square[q] > smallest && square[q] < greatest && lowest > 0 ? lowest : 0;
+  }
 }
 
 double SinglePass::lowest_margin(double margin, double square) const {

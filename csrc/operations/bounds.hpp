@@ -31,7 +31,7 @@ class SinglePass {
   // Working space of one thread, for at most `count` conversations at a time.
   struct Space {
     std::vector<double> scratch, margin, square, whitened;
-    std::vector<float> rows;
+    std::vector<float> rows, sums;
     // in_place: neither the scratch nor the rows will be used
     void reserve(const Rows& pool, int64_t count, bool in_place = false);
   };
@@ -40,6 +40,8 @@ class SinglePass {
   const float* rows(const Block& block, int64_t count, Space& space) const;
   // leverage[q] >= h, at the start, of `count` consecutive rows; needs margins and squares of the same rows
   void leverages(const float* rows, int64_t count, const double* square, Space& space, double* leverage) const;
+  // margin[q] <= |u|, from products in single precision, and square[q] about |x|^2
+  void margins(const Block& block, int64_t count, Space& space, double* margin, double* square) const;
   // The lowest |u| that a margin computed in float64 leaves possible
   double lowest_margin(double margin, double square) const;
 
@@ -49,8 +51,8 @@ class SinglePass {
 
   const KernelTable& k_;
   int64_t d_;
-  std::vector<float> packed_;
-  double scale_, relative_, error_per_norm_, flushed_, flushed_norm_, rounding_, margin_error_;
+  std::vector<float> packed_, reward_;
+  double scale_, relative_, error_per_norm_, flushed_, flushed_norm_, rounding_, margin_error_, reward_norm_, float_error_;
 };
 
 }  // namespace dal

@@ -43,6 +43,22 @@ double Design::squared_solve(const std::vector<double>& upper, const double* x, 
   return square;
 }
 
+void Design::leverages(const double* const* x, int64_t count, double* scratch, double* out) const {
+  for (int64_t q = 0; q < count; ++q) {
+    std::copy(x[q], x[q] + d_, scratch + q * d_);
+    out[q] = 0;
+  }
+  for (int64_t k = 0; k < d_; ++k) {
+    const double* row = upper_.data() + k * d_;
+    for (int64_t q = 0; q < count; ++q) {
+      double* z = scratch + q * d_;
+      z[k] /= row[k];
+      out[q] += z[k] * z[k];
+      k_.subtract_scaled(row + k + 1, z[k], d_ - k - 1, z + k + 1);
+    }
+  }
+}
+
 // L L' + y y': one Givens rotation a column, y = sqrt(w) x.
 void Design::update_factor(double weight, const double* x) {
   std::vector<double> y(x, x + d_);

@@ -20,6 +20,8 @@ class Design {
   // x' M^-1 x at the current M, or at the start; `scratch` has d values
   double leverage(const double* x, double* scratch) const { return squared_solve(upper_, x, scratch); }
   double leverage_at_start(const double* x, double* scratch) const { return squared_solve(start_, x, scratch); }
+  // x[q]' M^-1 x[q] for `count` rows, each the same bits as by itself; `scratch` has count times d values
+  void leverages(const double* const* x, int64_t count, double* scratch, double* out) const;
   void keep_start() { start_ = upper_; }
 
   // M += w x x'

@@ -55,7 +55,7 @@ class FirstLook {
     out.bound.resize(static_cast<size_t>(p_.pool.n));
     out.leverage.resize(static_cast<size_t>(p_.pool.n));
     // The products overlap reading with multiplying within a run: long ones, where rows are read in place.
-    const bool in_place = route.kind == Route::bfloat16 && !p_.pool.needs_scratch();
+    const bool in_place = (route.kind == Route::bfloat16 || route.kind == Route::warm) && !p_.pool.needs_scratch();
     const int64_t per_chunk = in_place ? 1024 : chunk_rows(p_.pool);
     std::vector<Space> spaces(static_cast<size_t>(call_.threads));
     parallel_for(chunks_of(p_.pool.n, per_chunk), call_, [&](int64_t chunk, int worker) {
@@ -107,12 +107,12 @@ class FirstLook {
       products_.bounds(block.rows, block.storage, count, space.products, low, h, margin, square);
     } else if (route.kind == Route::screened) {
       route.screen->bounds(single_.rows(block, count, space.single), count, h, margin, square);
+    } else if (route.kind == Route::warm) {
+      single_.margins(block, count, space.single, margin, square);
+      std::fill(h, h + count, kInfinity);
     } else {
       k_.margin(block.rows, block.storage, count, p_.pool.d, p_.reward, margin, square);
-      if (route.kind == Route::full)
-        single_.leverages(single_.rows(block, count, space.single), count, square, space.single, h);
-      else
-        std::fill(h, h + count, kInfinity);
+      single_.leverages(single_.rows(block, count, space.single), count, square, space.single, h);
       for (int64_t q = 0; q < count; ++q) margin[q] = single_.lowest_margin(margin[q], square[q]);
     }
     if (p_.known_leverage)

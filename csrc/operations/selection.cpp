@@ -38,7 +38,13 @@ struct Touched {
 
 // What the final routine says of one conversation at the current M.
 struct Final {
-  double leverage, margin, objective;
+  double leverage = 0, margin = 0, objective = 0;
+};
+
+struct Memo {
+  int64_t conversation;
+  Final final;
+  int64_t waiting;  // its place in the list being decided, -1 once it is
 };
 
 struct Entry {
@@ -168,11 +174,12 @@ class Engine {
     if (spaces_.empty()) spaces_.resize(static_cast<size_t>(call_.threads));
     expect(p_.pool, list.data(), static_cast<int64_t>(list.size()));
     // Waking another thread takes longer than a few million multiply-adds.
-    const Call call{work < 4e6 ? 1 : call_.threads, call_.interrupt};
-    parallel_for(chunks_of(static_cast<int64_t>(list.size()), kRun), call, [&](int64_t chunk, int worker) {
+    const Call call{work < 2e6 ? 1 : call_.threads, call_.interrupt};
+    const auto count = static_cast<int64_t>(list.size());
+    const int64_t run = std::clamp((count / call.threads + 3) / 4 * 4, int64_t{8}, kRun);
+    parallel_for(chunks_of(count, run), call, [&](int64_t chunk, int worker) {
       Space& space = spaces_[static_cast<size_t>(worker)];
-      const int64_t first = chunk * kRun;
-      refresh_run(list.data() + first, std::min(kRun, static_cast<int64_t>(list.size()) - first), space);
+      refresh_run(list.data() + chunk * run, std::min(run, count - chunk * run), space);
     });
     for (int64_t conversation : list) check_finite(conversation, touched(conversation).leverage, touched(conversation).margin);
   }
@@ -260,44 +267,93 @@ class Engine {
 
   // ---- the final routine ------------------------------------------------------------------------------------
 
-  // The exact leverage and margin of one current conversation; equal rows of a pick are solved once.
-  Final decide(Touched& t) {
-    ++result_.finalists;
+  // The exact leverages and margins of current conversations, in `decided_`; equal rows of a pick are solved once.
+  void decide(const std::vector<int64_t>& list) {
     const int64_t d = p_.pool.d;
-    double *x = scratch_.data(), *z = x + d, *other = z + d;
-    gather(k_, p_.pool, t.conversation, x, other);
+    const auto count = static_cast<int64_t>(list.size());
+    result_.finalists += count;
+    decided_.assign(list.size(), Final{});
+    rows_.resize(static_cast<size_t>((count + 1) * d));
+    double* other = rows_.data() + count * d;
+    std::vector<int64_t> unsolved, same_as(list.size(), -1);
+    for (int64_t q = 0; q < count; ++q) {
+      const auto at = static_cast<size_t>(q);
+      const double* x = rows_.data() + q * d;
+      gather(k_, p_.pool, list[at], rows_.data() + q * d, other);
+      const auto [seen, isnew] = memo_.try_emplace(key_of(x), Memo{list[at], {}, q});
+      const Memo& memo = seen->second;
+      if (isnew || memcmp(x, row_of(memo, other), static_cast<size_t>(d) * sizeof(double)) != 0) {
+        unsolved.push_back(q);
+      } else if (memo.waiting < 0) {
+        decided_[at] = memo.final;
+      } else {
+        same_as[at] = memo.waiting;
+      }
+    }
+    solve(list, unsolved);
+    for (int64_t q : unsolved) {
+      Memo& memo = memo_.at(key_of(rows_.data() + q * d));
+      if (memo.waiting == q) memo = {memo.conversation, decided_[static_cast<size_t>(q)], -1};
+    }
+    for (size_t at = 0; at < list.size(); ++at) {
+      if (same_as[at] >= 0) decided_[at] = decided_[static_cast<size_t>(same_as[at])];
+      Touched& t = touched(list[at]);
+      t.reduced = decided_[at].margin;
+      t.leverage = std::min(t.leverage, decided_[at].leverage);
+    }
+  }
+
+  uint64_t key_of(const double* x) const {
     uint64_t key = 0xcbf29ce484222325u;
-    for (int64_t j = 0; j < d; ++j) {
+    for (int64_t j = 0; j < p_.pool.d; ++j) {
       uint64_t bits;
       memcpy(&bits, x + j, sizeof(bits));
       key = (key ^ bits) * 0x9e3779b97f4a7c15u;
       key ^= key >> 29;
     }
-    const auto [at, isnew] = memo_.try_emplace(key, Memo{t.conversation, 0, 0});
-    if (!isnew) {
-      gather(k_, p_.pool, at->second.conversation, z, other);
-      if (memcmp(x, z, static_cast<size_t>(d) * sizeof(double)) == 0) {
-        t.reduced = at->second.margin;
-        t.leverage = std::min(t.leverage, at->second.leverage);
-        return {at->second.leverage, t.reduced, 0};
-      }
-    }
-    const double h = design_.leverage(x, z);
-    if (t.reduced == kUnknown)
-      t.reduced = std::max(t.margin - p_.optimism * std::sqrt(design_.leverage_at_start(x, z)), 0.0);
-    if (isnew) at->second = {t.conversation, h, t.reduced};
-    t.leverage = std::min(t.leverage, h);
-    return {h, t.reduced, 0};
+    return key;
   }
 
-  void evaluate(int64_t conversation) {
-    Touched& t = touched(conversation);
-    Final f = decide(t);
-    f.objective = admissible_.objective(conversation, t.category, f.margin, f.leverage);
-    if (f.objective < 0) return;
-    check_finite(conversation, f.objective, 0);
-    best_ = std::max(best_, f.objective);
-    evaluated_.push_back({conversation, f});
+  // The row that a memo is of: in the list being decided, or fetched into `other`.
+  const double* row_of(const Memo& memo, double* other) {
+    if (memo.waiting >= 0) return rows_.data() + memo.waiting * p_.pool.d;
+    gather(k_, p_.pool, memo.conversation, other, scratch_.data());
+    return other;
+  }
+
+  // A few rows together read the factor once; the bits of each do not depend on its company.
+  void solve(const std::vector<int64_t>& list, const std::vector<int64_t>& unsolved) {
+    constexpr int64_t kGroup = 4;
+    const int64_t d = p_.pool.d, count = static_cast<int64_t>(unsolved.size());
+    const Call call{count * d * d < 4'000'000 ? 1 : call_.threads, call_.interrupt};
+    parallel_for(chunks_of(count, kGroup), call, [&](int64_t group, int) {
+      const int64_t first = group * kGroup, many = std::min(kGroup, count - first);
+      std::vector<double> z(static_cast<size_t>(many * d));
+      const double* x[kGroup];
+      double h[kGroup];
+      for (int64_t q = 0; q < many; ++q) x[q] = rows_.data() + unsolved[static_cast<size_t>(first + q)] * d;
+      design_.leverages(x, many, z.data(), h);
+      for (int64_t q = 0; q < many; ++q) {
+        const auto at = static_cast<size_t>(unsolved[static_cast<size_t>(first + q)]);
+        const Touched& t = touched(list[at]);
+        double margin = t.reduced;
+        if (margin == kUnknown)
+          margin = std::max(t.margin - p_.optimism * std::sqrt(design_.leverage_at_start(x[q], z.data())), 0.0);
+        decided_[at] = {h[q], margin, 0};
+      }
+    });
+  }
+
+  void evaluate(const std::vector<int64_t>& list) {
+    decide(list);
+    for (size_t q = 0; q < list.size(); ++q) {
+      Final f = decided_[q];
+      f.objective = admissible_.objective(list[q], touched(list[q]).category, f.margin, f.leverage);
+      if (f.objective < 0) continue;
+      check_finite(list[q], f.objective, 0);
+      best_ = std::max(best_, f.objective);
+      evaluated_.push_back({list[q], f});
+    }
   }
 
   double floor() const { return best_ * (1 - kTie); }
@@ -399,7 +455,7 @@ class Engine {
       fill_heap();
       if (heap_.empty() || !could_win(heap_.top())) return;
       if (is_current(heap_.top().conversation)) {
-        evaluate(heap_.pop().conversation);
+        evaluate(current_top());
         continue;
       }
       std::vector<int64_t> list;
@@ -416,6 +472,17 @@ class Engine {
       block = std::min<size_t>(2 * block, 1024);
       poll_sometimes(call_);
     }
+  }
+
+  // The best of the heap and what stands next to it, all current: decided together.
+  std::vector<int64_t> current_top() {
+    constexpr size_t kTogether = 8;
+    const double near = std::max(heap_.top().bound * 0.99, outside_largest_);
+    std::vector<int64_t> list = {heap_.pop().conversation};
+    while (list.size() < kTogether && !heap_.empty() && heap_.top().bound >= near && could_win(heap_.top()) &&
+           is_current(heap_.top().conversation))
+      list.push_back(heap_.pop().conversation);
+    return list;
   }
 
   // ---- dense ------------------------------------------------------------------------------------------------
@@ -482,7 +549,7 @@ class Engine {
       const int64_t i = entries.back().conversation;
       entries.pop_back();
       refresh({i});
-      evaluate(i);
+      evaluate({i});
       poll_sometimes(call_);
     }
   }
@@ -497,8 +564,8 @@ class Engine {
     picked.erase(std::unique(picked.begin(), picked.end()), picked.end());
     refresh(picked);
     memo_.clear();
-    for (size_t b = 0; b < weights_.size(); ++b)
-      result_.batch_total += weights_[b] * decide(touched(result_.conversation[b])).leverage;
+    decide(result_.conversation);
+    for (size_t b = 0; b < weights_.size(); ++b) result_.batch_total += weights_[b] * decided_[b].leverage;
     wanted_ = p_.cost ? 1 : p_.size;
     // What was looked at first, then what of the rest could still reach the largest values.
     std::vector<Entry> waiting;
@@ -532,28 +599,36 @@ class Engine {
     std::push_heap(largest_.begin(), largest_.end(), std::greater<>());
   }
 
+  void keep_exact(const std::vector<int64_t>& list) {
+    decide(list);
+    std::vector<double> weights;
+    for (size_t q = 0; q < list.size(); ++q) {
+      weights.clear();
+      admissible_.start_weights(list[q], touched(list[q]).category, decided_[q].margin, weights);
+      for (double w : weights) keep(w * decided_[q].leverage);
+    }
+  }
+
   // Best first: what is stale is refreshed in blocks, what is current and still reaches is decided.
   void settle(std::vector<Entry>& waiting) {
     std::make_heap(waiting.begin(), waiting.end(), later);
-    std::vector<double> weights;
     while (!waiting.empty() && reaches(waiting.front().bound)) {
-      std::vector<int64_t> stale;
-      while (stale.size() < 1024 && !waiting.empty() && reaches(waiting.front().bound)) {
-        const int64_t i = waiting.front().conversation;
-        if (is_current(i) && !stale.empty()) break;
+      const bool current = is_current(waiting.front().conversation);
+      const int64_t wanting = wanted_ - static_cast<int64_t>(largest_.size());
+      const int64_t most = current ? std::clamp<int64_t>(wanting, 8, 256) : 1024;
+      std::vector<int64_t> list;
+      while (static_cast<int64_t>(list.size()) < most && !waiting.empty() && reaches(waiting.front().bound) &&
+             is_current(waiting.front().conversation) == current) {
         std::pop_heap(waiting.begin(), waiting.end(), later);
+        list.push_back(waiting.back().conversation);
         waiting.pop_back();
-        if (!is_current(i)) {
-          stale.push_back(i);
-          continue;
-        }
-        const Final f = decide(touched(i));
-        weights.clear();
-        admissible_.start_weights(i, touched(i).category, f.margin, weights);
-        for (double w : weights) keep(w * f.leverage);
       }
-      refresh(stale);
-      for (int64_t i : stale) {
+      if (current) {
+        keep_exact(list);
+        continue;
+      }
+      refresh(list);
+      for (int64_t i : list) {
         const double bound = start_bound(i);
         if (bound < 0) continue;
         waiting.push_back({bound, i});
@@ -581,10 +656,6 @@ class Engine {
     int64_t conversation;
     Final final;
   };
-  struct Memo {
-    int64_t conversation;
-    double leverage, margin;
-  };
 
   const SelectionProblem& p_;
   const Call& call_;
@@ -603,6 +674,8 @@ class Engine {
   bool tight_ = false;
   std::vector<double> scratch_;
   std::vector<Space> spaces_;
+  std::vector<double> rows_;  // of the conversations being decided
+  std::vector<Final> decided_;
 
   Heap heap_;
   double outside_largest_ = -1;
