@@ -18,6 +18,8 @@ class Bfloat16Pass {
 
   // Whether this processor has the products and |M^-1| is known.
   bool usable() const { return usable_; }
+  // How many times faster than in single precision.
+  double speed() const { return k_->speed; }
 
   // Working space of one thread, for at most `count` rows at a time.
   class Space {

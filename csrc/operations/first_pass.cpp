@@ -143,7 +143,7 @@ class FirstLook {
     const std::vector<double> high = sample_bounds(full, count, low.data());
     reach_ = reached(low);
     const double d = static_cast<double>(p_.pool.d), product = d * d / 2;
-    Best best{full, products_.usable() ? product / kProductSpeed + d * (kRead + 6) + rest_cost(high, true)
+    Best best{full, products_.usable() ? product / products_.speed() + d * (kRead + 6) + rest_cost(high, true)
                                        : product + kRead * d + rest_cost(high, true)};
     // In single precision the products are dearer and never looser than a factor of two or so of the best there is.
     if (products_.usable()) best.offer({Route::full}, product + kRead * d + least_rest_cost());
@@ -151,21 +151,19 @@ class FirstLook {
       const Route warm{Route::warm};
       best.offer(warm, (kRead + 2) * d + rest_cost(sample_bounds(warm, count, nullptr), false));
     }
-    // An eigensolve takes about 25 d^3, on one thread; not asked for where it could not pay.
-    const double solve = 25 * d * d * d / static_cast<double>(p_.pool.n);
-    if (p_.spectrum && (kRead + 16) * d + solve + least_rest_cost() < best.cost) {
+    // An eigensolve takes about 35 d^3, on one thread; not asked for where it could not pay.
+    const double solve = 35 * d * d * d / static_cast<double>(p_.pool.n);
+    if (p_.spectrum && (kRead + 2.6 * 16) * d + solve + least_rest_cost() < best.cost) {
       solve_spectrum();
       for (const auto& screen : screens_)
         if (screen->usable()) {
           const Route route{Route::screened, screen.get()};
-          const double pass = (kRead + static_cast<double>(screen->directions()) + 1) * d;
+          const double pass = (kRead + 2.6 * static_cast<double>(screen->directions() + 1)) * d;
           best.offer(route, pass + rest_cost(sample_bounds(route, count, nullptr), false));
         }
     }
     return best.route;
   }
-
-  static constexpr double kProductSpeed = 6;
 
   struct Best {
     Route route;
@@ -212,7 +210,7 @@ class FirstLook {
   }
   double row_cost(bool tight) const {
     const double d = static_cast<double>(p_.pool.d), added = static_cast<double>(std::min<int64_t>(p_.size, 512));
-    return 1.5 * (2 * kRead * d + added * d + (tight ? 0 : products_.usable() ? d * d / 2 / kProductSpeed : d * d / 2));
+    return 6 * (2 * kRead * d + added * d + (tight ? 0 : products_.usable() ? d * d / 2 / products_.speed() : d * d / 2));
   }
 
   // Upper bounds of w h of `count` conversations at equal distances; lower ones in `low` where wanted.
@@ -255,13 +253,6 @@ class FirstLook {
 };
 
 }  // namespace
-
-float above(double value) {
-  if (!(value > 0)) return static_cast<float>(value);  // 0, -1
-  const auto f = static_cast<float>(value);
-  const float up = static_cast<double>(f) >= value ? f : std::nextafterf(f, std::numeric_limits<float>::infinity());
-  return std::max(up, std::numeric_limits<float>::min());  // subnormals may be flushed
-}
 
 FirstPass first_pass(const SelectionProblem& problem, const Admissible& admissible, const SinglePass& single,
                      const Bfloat16Pass& products, double rounding, const Call& call) {

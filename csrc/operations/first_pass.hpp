@@ -1,6 +1,9 @@
 // The first look at a pool: what every conversation can be worth at most, by the cheapest route.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -12,7 +15,18 @@
 namespace dal {
 
 // The float at or above a number that is -1 or not negative; 0 only for 0.
-float above(double value);
+inline float above(double value) {
+  if (!(value > 0)) return static_cast<float>(value);  // 0, -1
+  constexpr double smallest = std::numeric_limits<float>::min();  // subnormals may be flushed
+  const auto f = static_cast<float>(value > smallest ? value : smallest);
+  if (static_cast<double>(f) >= value) return f;
+  uint32_t bits;  // of a positive number: the next float is the next integer
+  memcpy(&bits, &f, sizeof(bits));
+  ++bits;
+  float up;
+  memcpy(&up, &bits, sizeof(up));
+  return up;
+}
 
 struct FirstPass {
   // bound[i] >= w h of every pair of conversation i that was admissible at the start (per cost with costs), whatever is

@@ -325,7 +325,7 @@ class Engine {
   void solve(const std::vector<int64_t>& list, const std::vector<int64_t>& unsolved) {
     constexpr int64_t kGroup = 4;
     const int64_t d = p_.pool.d, count = static_cast<int64_t>(unsolved.size());
-    const Call call{count * d * d < 4'000'000 ? 1 : call_.threads, call_.interrupt};
+    const Call call{count * d * d < 500'000 ? 1 : call_.threads, call_.interrupt};
     parallel_for(chunks_of(count, kGroup), call, [&](int64_t group, int) {
       const int64_t first = group * kGroup, many = std::min(kGroup, count - first);
       std::vector<double> z(static_cast<size_t>(many * d));
@@ -477,7 +477,7 @@ class Engine {
   // The best of the heap and what stands next to it, all current: decided together.
   std::vector<int64_t> current_top() {
     constexpr size_t kTogether = 8;
-    const double near = std::max(heap_.top().bound * 0.99, outside_largest_);
+    const double near = std::max(heap_.top().bound * 0.998, outside_largest_);
     std::vector<int64_t> list = {heap_.pop().conversation};
     while (list.size() < kTogether && !heap_.empty() && heap_.top().bound >= near && could_win(heap_.top()) &&
            is_current(heap_.top().conversation))

@@ -133,6 +133,8 @@ void pad(uint16_t* prepared, int64_t n, int64_t d) {
 
 #if defined(__AMX_BF16__)
 
+constexpr double kSpeed = 8;
+
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, unused[14] = {};
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -170,6 +172,8 @@ inline void multiply_block(const uint16_t* rows, const uint16_t* panel, int64_t 
 }
 
 #else
+
+constexpr double kSpeed = 0.85;
 
 inline void take_unit() {}
 inline void release_unit() {}
@@ -289,7 +293,7 @@ void whitened(const float* rows, int64_t n, int64_t d, const float* reward, cons
 #define DAL_STRING(x) DAL_STRING_(x)
 
 const Bfloat16Table bfloat16_table = {
-    DAL_STRING(DAL_LEVEL), factor_size, pack_factor, scratch_size, squares, whitened,
+    DAL_STRING(DAL_LEVEL), kSpeed, factor_size, pack_factor, scratch_size, squares, whitened,
 };
 
 }  // namespace DAL_LEVEL
