@@ -65,15 +65,15 @@ def _by_products(**fields):
 _PROBLEM = dn.selection.SelectionProblem
 
 
-def cold(level, d, labels, kind, run_python):
+def cold(level, n, d, labels, kind, run_python):
     """The first stage and the share of the rows looked at, of a cold call at that SIMD level."""
     out = run_python(
         f"""
         import dal_native as dn
         from dal_native.testing import make_problem
-        p = make_problem({kind!r}, 9_000, {d}, m=9, labels={labels}, dtype_name="float32", seed=8)
+        p = make_problem({kind!r}, {n}, {d}, m=9, labels={labels}, dtype_name="float32", seed=8)
         batch = dn.select_batch(p.pool(), p.reward, p.rationality, p.matrix, 12, backend="cpu")
-        print(batch.counters["stages"][0], batch.counters["rows_rescored"] / 9_000)
+        print(batch.counters["stages"][0], batch.counters["rows_rescored"] / {n})
         """,
         DAL_NATIVE_SIMD=level,
     )
@@ -83,20 +83,20 @@ def cold(level, d, labels, kind, run_python):
 
 def test_screening_is_taken_where_it_pays(run_python):
     """Without products in bfloat16 a few projections are cheaper than a full product while labels are few."""
-    stage, share = cold("avx2", 96, 150, "power_law", run_python)
+    stage, share = cold("avx2", 40_000, 160, 150, "power_law", run_python)
     assert stage == "screened"
     assert share < 0.5
 
 
 def test_a_full_product_is_taken_where_screening_does_not_pay(run_python):
-    stage, share = cold("avx2", 24, 9_000, "isotropic", run_python)
+    stage, share = cold("avx2", 9_000, 24, 9_000, "isotropic", run_python)
     assert stage == "full"
     assert share < 0.5
 
 
 def test_the_products_are_taken_where_the_processor_has_them(run_python):
     need("bfloat16")
-    stage, share = cold(LEVEL, 96, 9_000, "isotropic", run_python)
+    stage, share = cold(LEVEL, 9_000, 96, 9_000, "isotropic", run_python)
     assert stage == "bfloat16"
     assert share < 0.5
 
