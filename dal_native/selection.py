@@ -153,7 +153,8 @@ def select_batch(
     method : {"auto", "lazy", "dense"}
         Same picks, other speed.
     progress : callable, optional
-        Called with (picks made, size); what it raises stops the call.
+        Called with (picks made, size) at every pick, and with (0, size) every 0.2 s while the pool is read
+        for the first time; what it raises stops the call.
 
     Returns
     -------

@@ -7,6 +7,7 @@
 #include "operations/selection.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -76,6 +77,26 @@ class Heap {
   std::vector<Entry> entries_;
 };
 
+// Passes on the interrupt hook, and says now and then that the call goes on: nothing is picked while the pool is read.
+class Heartbeat final : public Interrupt {
+ public:
+  Heartbeat(Interrupt* hook, const std::function<void(int64_t, int64_t)>& progress, int64_t size)
+      : hook_(hook), progress_(progress), size_(size) {}
+  void poll() override {
+    if (hook_) hook_->poll();
+    const auto now = std::chrono::steady_clock::now();
+    if (!progress_ || now - last_ < std::chrono::milliseconds(200)) return;
+    last_ = now;
+    progress_(0, size_);
+  }
+
+ private:
+  Interrupt* hook_;
+  const std::function<void(int64_t, int64_t)>& progress_;
+  int64_t size_;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 class Engine {
   static constexpr int64_t kRun = 56;  // rows refreshed together: whole tiles at every level
 
@@ -107,7 +128,8 @@ class Engine {
     if (p_.dense) {
       start_dense();
     } else {
-      start_lazy();
+      Heartbeat heartbeat(call_.interrupt, progress, p_.size);
+      start_lazy({call_.threads, &heartbeat});
     }
     for (int64_t b = 0; b < p_.size; ++b) {
       poll_sometimes(call_);
@@ -388,8 +410,8 @@ class Engine {
 
   // ---- lazy -------------------------------------------------------------------------------------------------
 
-  void start_lazy() {
-    FirstPass first = first_pass(p_, admissible_, single_, products_, rounding_, call_);
+  void start_lazy(const Call& call) {
+    FirstPass first = first_pass(p_, admissible_, single_, products_, rounding_, call);
     bound_ = std::move(first.bound);
     start_bound_ = std::move(first.leverage);
     tight_ = first.tight;
