@@ -18,6 +18,7 @@ const KernelTable table = {
     update_leverage,
     downdated,
     downdated_rows,
+    downdated_panels,
     plain_dot,
     subtract_scaled,
     rotate,

@@ -28,6 +28,8 @@ double plain_dot(const double* x, const double* y, int64_t d);
 void subtract_scaled(const double* x, double scale, int64_t count, double* z);
 void rotate(double c, double s, int64_t count, double* x, double* y);
 
+void downdated_panels(const double* rows, int64_t n, int64_t d, const double* packed, const double* coefficients,
+                      int64_t panels, double* h);
 int64_t packed_factor_size(int64_t d, bool single);
 void pack_factor_double(const double* w, int64_t d, double* packed);
 void pack_factor_float(const double* w, int64_t d, double scale, float* packed);

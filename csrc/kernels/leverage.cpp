@@ -53,6 +53,24 @@ void whitened_squares(const T* rows, int64_t n, int64_t d, const T* packed, doub
 
 }  // namespace
 
+// h_i -= sum_s a_s (x_i' v_s)^2 for whole panels of directions, in tiles.
+void downdated_panels(const double* rows, int64_t n, int64_t d, const double* packed, const double* coefficients,
+                      int64_t panels, double* h) {
+  constexpr int64_t C = kTileColumns<double>;
+  constexpr int L = kLanes<double>;
+  for (int64_t i0 = 0; i0 < n; i0 += kTileRows) {
+    const double* left[kTileRows];
+    const int count = tile_rows_of(rows, i0, n, d, left);
+    for (int64_t p = 0; p < panels; ++p) {
+      Tile<double, 2> c;
+      multiply_tile<2>(left, 1, packed + p * C * d, d, c);
+      const auto a0 = load_raw<Full<double>>(coefficients + p * C), a1 = load_raw<Full<double>>(coefficients + p * C + L);
+      for (int r = 0; r < count; ++r) h[i0 + r] -= sum_lanes((a0 * c[r][0]) * c[r][0] + (a1 * c[r][1]) * c[r][1]);
+    }
+    for (int r = 0; r < count; ++r) h[i0 + r] = h[i0 + r] > 0 ? h[i0 + r] : 0;
+  }
+}
+
 int64_t packed_factor_size(int64_t d, bool single) { return single ? factor_size<float>(d) : factor_size<double>(d); }
 
 void pack_factor_double(const double* w, int64_t d, double* packed) { pack_factor(w, d, 1.0, packed); }

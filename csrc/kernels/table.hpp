@@ -59,6 +59,9 @@ struct KernelTable {
   // The same for n rows at once, h[i] in place
   void (*downdated_rows)(const double* rows, int64_t n, int64_t d, const double* directions,
                          const double* coefficients, int64_t count, double* h);
+  // The same for panels of `tile_columns` directions each, packed [feature][direction]
+  void (*downdated_panels)(const double* rows, int64_t n, int64_t d, const double* packed, const double* coefficients,
+                           int64_t panels, double* h);
   // x'y; the order of the sum is the level's own
   double (*dot)(const double* x, const double* y, int64_t d);
   // z -= scale x, and (x, y) <- (c x + s y, c y - s x): the same bits at every level

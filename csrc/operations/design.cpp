@@ -85,6 +85,7 @@ void Design::add(const double* x, double weight, const Call& call) {
   }
   directions_.insert(directions_.end(), v.begin(), v.end());
   coefficients_.push_back(weight / (1 + weight * h));
+  if (additions() % k_.tile_columns == 0) pack_panel();
   added_.insert(added_.end(), x, x + d_);
   weights_.push_back(weight);
   if (weight == 0) return;
@@ -92,6 +93,18 @@ void Design::add(const double* x, double weight, const Call& call) {
   // Rotations are backward stable: about d roundings an update. Looked at now and then all the same.
   constexpr int64_t kLookEvery = 32;
   if (additions() % kLookEvery == 0 && drift() > 1e-12 * static_cast<double>(d_)) refactor(call);
+}
+
+void Design::pack_panel() {
+  const int64_t columns = k_.tile_columns, first = additions() - columns;
+  for (int64_t j = 0; j < d_; ++j)
+    for (int64_t s = first; s < additions(); ++s) panels_.push_back(direction(s)[j]);
+}
+
+void Design::downdate(const double* rows, int64_t count, double* h) const {
+  const int64_t panels = additions() / k_.tile_columns, first = panels * k_.tile_columns;
+  k_.downdated_panels(rows, count, d_, panels_.data(), coefficients_.data(), panels, h);
+  k_.downdated_rows(rows, count, d_, direction(first), coefficient(first), additions() - first, h);
 }
 
 // |L L' p - M p| / |M p| in the largest component, for one fixed vector of signs.

@@ -31,10 +31,13 @@ class Design {
   // Addition s took leverage h_i down by coefficient[s] (x_i' direction_s)^2.
   const double* direction(int64_t s) const { return directions_.data() + s * d_; }
   const double* coefficient(int64_t s) const { return coefficients_.data() + s; }
+  // h[i] of `count` rows at the start, brought up to date: h - sum_s coefficient_s (x'direction_s)^2, not below 0
+  void downdate(const double* rows, int64_t count, double* h) const;
   int64_t refactorisations() const { return refactorisations_; }
 
  private:
   double squared_solve(const std::vector<double>& upper, const double* x, double* z) const;
+  void pack_panel();
   void update_factor(double weight, const double* x);
   double drift() const;
   void refactor(const Call& call);
@@ -45,6 +48,7 @@ class Design {
   std::vector<double> upper_, start_;       // upper_ = L' row-major: every inner loop runs along a row
   std::vector<double> added_, weights_;     // x and w of every addition: M = matrix_ + sum w x x'
   std::vector<double> directions_, coefficients_;
+  std::vector<double> panels_;  // directions by tile_columns, [feature][direction]: whole panels only
   int64_t refactorisations_ = 0;
 };
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <string>
-#include <vector>
 
 #include "operations/admissible.hpp"
 #include "operations/bfloat16_pass.hpp"
@@ -28,13 +28,31 @@ inline float above(double value) {
   return up;
 }
 
+// A number for each conversation, all of them written before they are read: not cleared first, so that the threads that
+// write them also fetch the memory.
+class Column {
+ public:
+  void resize(size_t size) {
+    size_ = size;
+    at_.reset(size ? new float[size] : nullptr);
+  }
+  size_t size() const { return size_; }
+  float* data() { return at_.get(); }
+  float& operator[](size_t i) { return at_[i]; }
+  float operator[](size_t i) const { return at_[i]; }
+
+ private:
+  size_t size_ = 0;
+  std::unique_ptr<float[]> at_;
+};
+
 struct FirstPass {
   // bound[i] >= w h of every pair of conversation i that was admissible at the start (per cost with costs), whatever is
   // added to M later; -1 where nobody may answer; 0 only where every such value is 0; +infinity where single precision
   // does not reach.
-  std::vector<float> bound;
+  Column bound;
   // leverage[i] >= h at the start
-  std::vector<float> leverage;
+  Column leverage;
   std::string route;
   int64_t directions = 0;
   bool tight = false;  // leverages near enough to start from: nothing but the final routine would sharpen them

@@ -58,6 +58,44 @@ bool later(const Entry& x, const Entry& y) {
   return x.bound < y.bound || (x.bound == y.bound && x.conversation > y.conversation);
 }
 
+// Conversation -> place, for the few that have one: open addressing, at most half full.
+class Places {
+ public:
+  int64_t find(int64_t conversation) const {
+    for (size_t at = home(conversation);; at = (at + 1) & mask()) {
+      if (slots_[at].conversation == conversation) return slots_[at].place;
+      if (slots_[at].conversation < 0) return -1;
+    }
+  }
+
+  void insert(int64_t conversation, int64_t place) {
+    if (2 * ++count_ > slots_.size()) grow();
+    put({conversation, place});
+  }
+
+ private:
+  struct Slot {
+    int64_t conversation = -1, place = -1;
+  };
+  size_t mask() const { return slots_.size() - 1; }
+  size_t home(int64_t conversation) const {
+    return static_cast<size_t>(static_cast<uint64_t>(conversation) * 0x9e3779b97f4a7c15u >> 32) & mask();
+  }
+  void put(const Slot& slot) {
+    size_t at = home(slot.conversation);
+    while (slots_[at].conversation >= 0) at = (at + 1) & mask();
+    slots_[at] = slot;
+  }
+  void grow() {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    for (const Slot& slot : old)
+      if (slot.conversation >= 0) put(slot);
+  }
+  std::vector<Slot> slots_ = std::vector<Slot>(1024);
+  size_t count_ = 0;
+};
+
 class Heap {
  public:
   bool empty() const { return entries_.empty(); }
@@ -118,7 +156,6 @@ class Engine {
         rounding_(rounding_of_leverage(matrix_norm_ * inverse_norm_ * inverse_norm_, p.pool.d)),
         single_(p, rounding_),
         products_(p, rounding_, call),
-        slot_(static_cast<size_t>(p.pool.n), -1),
         scratch_(static_cast<size_t>(3 * p.pool.d)) {
     design_.keep_start();
   }
@@ -154,9 +191,9 @@ class Engine {
   // ---- the conversations looked at --------------------------------------------------------------------------
 
   Touched& touched(int64_t conversation) {
-    return touched_[static_cast<size_t>(slot_[static_cast<size_t>(conversation)])];
+    return touched_[static_cast<size_t>(places_.find(conversation))];
   }
-  bool is_touched(int64_t conversation) const { return slot_[static_cast<size_t>(conversation)] >= 0; }
+  bool is_touched(int64_t conversation) const { return places_.find(conversation) >= 0; }
   bool is_current(int64_t conversation) {
     return is_touched(conversation) && touched(conversation).additions == design_.additions();
   }
@@ -189,7 +226,7 @@ class Engine {
         continue;
       }
       work += d * (d / 2 + static_cast<double>(design_.additions()));
-      slot_[static_cast<size_t>(conversation)] = static_cast<int32_t>(touched_.size());
+      places_.insert(conversation, static_cast<int64_t>(touched_.size()));
       touched_.push_back({conversation, p_.pool.category_of(conversation), 0, kUnknown, 0, 0, kUnknown});
       ++result_.rows_rescored;
     }
@@ -243,7 +280,7 @@ class Engine {
       if (p_.leverage_out) lower(p_.leverage_out[fresh[q]], h[q] * (1 + rounding_));
     }
     const int64_t now = design_.additions();
-    if (now > 0) k_.downdated_rows(x, many, d, design_.direction(0), design_.coefficient(0), now, h);
+    design_.downdate(x, many, h);
     for (int64_t q = 0; q < many; ++q) {
       touched(fresh[q]).leverage = h[q];
       touched(fresh[q]).additions = now;
@@ -418,9 +455,7 @@ class Engine {
     result_.route = first.route;
     result_.directions = first.directions;
     result_.rows_streamed += p_.pool.n;
-    float largest = -1;
-    for (const float bound : bound_) largest = bound > largest ? bound : largest;
-    outside_largest_ = static_cast<double>(largest);
+    outside_largest_ = std::numeric_limits<double>::infinity();  // nothing has entered the heap yet
     next_entry_ = std::max<int64_t>(2048, 8 * std::min(p_.size, p_.pool.n));
   }
 
@@ -434,25 +469,57 @@ class Engine {
 
   // Moves the next conversations from outside into the heap: the highest classes, until `next_entry_` have entered.
   void extend_heap() {
-    std::vector<int32_t> count(size_t{1} << (32 - kClassShift - 1), 0);
-    for (const float bound : bound_) {
-      const int32_t c = class_of(bound);
-      if (c >= 0 && c < entered_class_) ++count[static_cast<size_t>(c)];
-    }
+    const std::vector<int64_t> count = class_counts();
     int32_t next = entered_class_;
     for (int64_t entering = 0; next > 0 && entering < next_entry_;) entering += count[static_cast<size_t>(--next)];
-    float largest = -1;
-    for (size_t i = 0; i < bound_.size(); ++i) {
-      const int32_t c = class_of(bound_[i]);
-      if (c >= entered_class_) continue;
-      if (c >= next)
-        heap_.push({static_cast<double>(bound_[i]), static_cast<int64_t>(i)});
-      else
-        largest = bound_[i] > largest ? bound_[i] : largest;
-    }
-    outside_largest_ = static_cast<double>(largest);
+    const int32_t end = entered_class_;
+    const auto enters = [&](int64_t i) {
+      const int32_t c = class_of(bound_[static_cast<size_t>(i)]);
+      return c >= next && c < end;
+    };
+    for (int64_t i : those(enters)) heap_.push({static_cast<double>(bound_[static_cast<size_t>(i)]), i});
+    // What stays outside is below the lower edge of the last class that entered.
+    while (next > 0 && count[static_cast<size_t>(next - 1)] == 0) --next;
+    const int32_t edge = next << kClassShift;
+    float below;
+    memcpy(&below, &edge, sizeof(below));
+    outside_largest_ = next > 0 ? static_cast<double>(below) : -1;
     entered_class_ = next;
     next_entry_ *= 2;
+  }
+
+  static constexpr int64_t kScan = 1 << 16;
+
+  // How many conversations are in each class that has not entered.
+  std::vector<int64_t> class_counts() {
+    std::vector<std::vector<int64_t>> counts(static_cast<size_t>(call_.threads));
+    const auto n = static_cast<int64_t>(bound_.size());
+    parallel_for(chunks_of(n, kScan), call_, [&](int64_t chunk, int worker) {
+      std::vector<int64_t>& count = counts[static_cast<size_t>(worker)];
+      count.resize(size_t{1} << (32 - kClassShift - 1));
+      for (int64_t i = chunk * kScan; i < std::min(n, (chunk + 1) * kScan); ++i) {
+        const int32_t c = class_of(bound_[static_cast<size_t>(i)]);
+        if (c >= 0 && c < entered_class_) ++count[static_cast<size_t>(c)];
+      }
+    });
+    std::vector<int64_t> total(size_t{1} << (32 - kClassShift - 1));
+    for (const auto& count : counts)
+      for (size_t c = 0; c < count.size(); ++c) total[c] += count[c];
+    return total;
+  }
+
+  // The conversations for which f holds, ascending.
+  template <class F>
+  std::vector<int64_t> those(F f) {
+    const int64_t chunks = chunks_of(p_.pool.n, kScan);
+    std::vector<std::vector<int64_t>> found(static_cast<size_t>(chunks));
+    parallel_for(chunks, call_, [&](int64_t chunk, int) {
+      for (int64_t i = chunk * kScan; i < std::min(p_.pool.n, (chunk + 1) * kScan); ++i)
+        if (f(i)) found[static_cast<size_t>(chunk)].push_back(i);
+    });
+    std::vector<int64_t> all;
+    for (const auto& part : found) all.insert(all.end(), part.begin(), part.end());
+    return all;
   }
 
   bool could_win(const Entry& e) const {
@@ -512,7 +579,8 @@ class Engine {
   void start_dense() {
     const auto n = static_cast<size_t>(p_.pool.n);
     result_.route = "dense";
-    bound_.assign(n, 0);
+    bound_.resize(n);
+    std::fill(bound_.data(), bound_.data() + n, 0.0f);
     start_leverage_.resize(n);
     margin_.resize(n);
     dal::leverage(p_.pool, p_.inverse_factor, nullptr, p_.pool.n, start_leverage_.data(), call_);
@@ -593,11 +661,15 @@ class Engine {
     std::vector<Entry> waiting;
     for (const Touched& t : touched_) waiting.push_back({start_bound(t.conversation), t.conversation});
     settle(waiting);
-    for (int64_t i = 0; i < p_.pool.n; ++i) {
-      if (is_touched(i)) continue;
+    const auto could_reach = [&](int64_t i) {
+      // Most are out of reach by the bound of the start already.
+      if (!p_.dense && !(bound_[static_cast<size_t>(i)] >= 0 && reaches(static_cast<double>(bound_[static_cast<size_t>(i)]))))
+        return false;
+      if (is_touched(i)) return false;
       const double bound = start_bound(i);
-      if (bound >= 0 && reaches(bound)) waiting.push_back({bound, i});
-    }
+      return bound >= 0 && reaches(bound);
+    };
+    for (int64_t i : those(could_reach)) waiting.push_back({start_bound(i), i});
     settle(waiting);
     for (double value : largest_) result_.best_possible += value;
     // With costs: at equal spend no batch gains more than (cost of the batch) max w h / c.
@@ -689,10 +761,10 @@ class Engine {
   SinglePass single_;
   Bfloat16Pass products_;
 
-  std::vector<int32_t> slot_;  // conversation -> touched_, -1 while only its bound is known
+  Places places_;  // of conversations in touched_
   std::vector<Touched> touched_;
-  std::vector<float> bound_;        // of the value: see FirstPass
-  std::vector<float> start_bound_;  // of the leverage at the start
+  Column bound_;        // of the value: see FirstPass
+  Column start_bound_;  // of the leverage at the start
   bool tight_ = false;
   std::vector<double> scratch_;
   std::vector<Space> spaces_;

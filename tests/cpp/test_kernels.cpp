@@ -243,6 +243,15 @@ void downdates() {
           for (int64_t k = 0; k < d; ++k) c += x[static_cast<size_t>(i * d + k)] * v[static_cast<size_t>(s * d + k)];
           expected -= a[static_cast<size_t>(s)] * c * c;
         }
+        std::vector<double> panels, again(static_cast<size_t>(n), 1e4), padded = a;
+        const int64_t columns = kernels().tile_columns;
+        padded.resize(static_cast<size_t>(columns), 0.0);
+        for (int64_t k = 0; k < d; ++k)
+          for (int64_t s = 0; s < columns; ++s) panels.push_back(s < count ? v[static_cast<size_t>(s * d + k)] : 1.0);
+        if (count <= columns) {
+          kernels().downdated_panels(x.data(), n, d, panels.data(), padded.data(), 1, again.data());
+          check(close(again[static_cast<size_t>(i)], std::max(expected, 0.0), 1e-10), "by panels, d = " + std::to_string(d));
+        }
         const double one = kernels().downdated(x.data() + i * d, d, v.data(), a.data(), count, 1e4);
         check(close(h[static_cast<size_t>(i)], std::max(expected, 0.0), 1e-10) && close(one, h[static_cast<size_t>(i)], 1e-10),
               "rows at once, d = " + std::to_string(d));
