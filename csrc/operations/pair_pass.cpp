@@ -611,13 +611,15 @@ class PairPass {
       if (cost >= cheapest) return;
       pass(view, route);
       const auto left = static_cast<double>(std::count_if(bound.begin(), bound.end(), [&](float b) { return b >= reach; }));
-      cost += left / sampled * n * kAgainCost * (d * d / 2 + kRead * d);
+      // A pair that is left is bounded again in the pass, and most of these are looked at by the engine after it.
+      const double added = static_cast<double>(std::min<int64_t>(p_.size, 512));
+      cost += left / sampled * n * (kAgainCost * (d * d / 2 + kRead * d) + 12 * (2 * kRead + added) * d);
       if (cost >= cheapest) return;
       cheapest = cost;
       best = route;
     };
     if (products_.usable()) offer({"bfloat16", nullptr}, rows * d * (kRead + 4 + d / 2 / kProductSpeed) + n * 1.5 * d);
-    if (p_.known_leverage) offer({"warm", nullptr}, rows * d * kRead);
+    if (p_.known_leverage) offer({"warm", nullptr}, rows * d * kRead + n * 30);
     // An eigensolve takes about 25 d^3, on one thread; not asked for where it could not pay.
     const double screened = rows * d * (kRead + 16 * kDirection) + n * 1.5 * d;
     if (p_.spectrum && screened + 25 * d * d * d < cheapest && solve_spectrum())

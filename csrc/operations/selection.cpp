@@ -456,66 +456,77 @@ class Engine {
     result_.directions = first.directions;
     result_.rows_streamed += p_.pool.n;
     outside_largest_ = std::numeric_limits<double>::infinity();  // nothing has entered the heap yet
-    next_entry_ = std::max<int64_t>(2048, 8 * std::min(p_.size, p_.pool.n));
+    next_entry_ = std::max({int64_t{2048}, 8 * std::min(p_.size, p_.pool.n), p_.pool.n / 512});
   }
 
   // Bounds in classes of 1.5 % each: the leading bits of a non-negative float are in order of size.
   static constexpr int kClassShift = 17;
+  static constexpr int32_t kClasses = int32_t{1} << (32 - kClassShift - 1);
   static int32_t class_of(float bound) {
     int32_t bits;
     memcpy(&bits, &bound, sizeof(bits));
     return bits >> kClassShift;  // negative: nobody may answer
   }
 
-  // Moves the next conversations from outside into the heap: the highest classes, until `next_entry_` have entered.
+  // Moves the next conversations from outside into the heap: the highest classes, about `next_entry_` conversations.
   void extend_heap() {
     const std::vector<int64_t> count = class_counts();
+    const bool first = entered_class_ == kClasses;  // infinite bounds among them
+    const float end = lower_edge(entered_class_);
     int32_t next = entered_class_;
     for (int64_t entering = 0; next > 0 && entering < next_entry_;) entering += count[static_cast<size_t>(--next)];
-    const int32_t end = entered_class_;
-    const auto enters = [&](int64_t i) {
-      const int32_t c = class_of(bound_[static_cast<size_t>(i)]);
-      return c >= next && c < end;
-    };
-    for (int64_t i : those(enters)) heap_.push({static_cast<double>(bound_[static_cast<size_t>(i)]), i});
+    const auto enters = [&](int64_t i) { return first || bound_[static_cast<size_t>(i)] < end; };
+    for (int64_t i : those(lower_edge(next), enters)) heap_.push({static_cast<double>(bound_[static_cast<size_t>(i)]), i});
     // What stays outside is below the lower edge of the last class that entered.
-    while (next > 0 && count[static_cast<size_t>(next - 1)] == 0) --next;
-    const int32_t edge = next << kClassShift;
-    float below;
-    memcpy(&below, &edge, sizeof(below));
-    outside_largest_ = next > 0 ? static_cast<double>(below) : -1;
+    outside_largest_ = next > 0 ? static_cast<double>(lower_edge(next)) : -1;
     entered_class_ = next;
-    next_entry_ *= 2;
+    next_entry_ *= 4;
   }
 
-  static constexpr int64_t kScan = 1 << 16;
+  static float lower_edge(int32_t c) {
+    const uint32_t bits = static_cast<uint32_t>(c) << kClassShift;
+    float edge;
+    memcpy(&edge, &bits, sizeof(edge));
+    return c < kClasses ? edge : std::numeric_limits<float>::infinity();
+  }
 
-  // How many conversations are in each class that has not entered.
+  static constexpr int64_t kScan = 1 << 16, kRun64 = 64;
+
+  // About how many conversations are in each class that has not entered: counted in every eighth run of 64 of a long pool.
   std::vector<int64_t> class_counts() {
     std::vector<std::vector<int64_t>> counts(static_cast<size_t>(call_.threads));
-    const auto n = static_cast<int64_t>(bound_.size());
+    const auto n = static_cast<int64_t>(bound_.size()), stride = n > kScan * 16 ? int64_t{8} : int64_t{1};
     parallel_for(chunks_of(n, kScan), call_, [&](int64_t chunk, int worker) {
       std::vector<int64_t>& count = counts[static_cast<size_t>(worker)];
-      count.resize(size_t{1} << (32 - kClassShift - 1));
-      for (int64_t i = chunk * kScan; i < std::min(n, (chunk + 1) * kScan); ++i) {
-        const int32_t c = class_of(bound_[static_cast<size_t>(i)]);
-        if (c >= 0 && c < entered_class_) ++count[static_cast<size_t>(c)];
-      }
+      count.resize(kClasses);
+      const int64_t end = std::min(n, (chunk + 1) * kScan);
+      for (int64_t run = chunk * kScan; run < end; run += stride * kRun64)
+        for (int64_t i = run; i < std::min(end, run + kRun64); ++i) {
+          const int32_t c = class_of(bound_[static_cast<size_t>(i)]);
+          if (c >= 0 && c < entered_class_) count[static_cast<size_t>(c)] += stride;
+        }
     });
-    std::vector<int64_t> total(size_t{1} << (32 - kClassShift - 1));
+    std::vector<int64_t> total(kClasses);
     for (const auto& count : counts)
       for (size_t c = 0; c < count.size(); ++c) total[c] += count[c];
     return total;
   }
 
-  // The conversations for which f holds, ascending.
+  // The conversations whose bound is at least `low` and for which f holds, ascending.
   template <class F>
-  std::vector<int64_t> those(F f) {
-    const int64_t chunks = chunks_of(p_.pool.n, kScan);
-    std::vector<std::vector<int64_t>> found(static_cast<size_t>(chunks));
-    parallel_for(chunks, call_, [&](int64_t chunk, int) {
-      for (int64_t i = chunk * kScan; i < std::min(p_.pool.n, (chunk + 1) * kScan); ++i)
-        if (f(i)) found[static_cast<size_t>(chunk)].push_back(i);
+  std::vector<int64_t> those(float low, F f) {
+    const auto n = static_cast<int64_t>(bound_.size());
+    std::vector<std::vector<int64_t>> found(static_cast<size_t>(chunks_of(n, kScan)));
+    parallel_for(chunks_of(n, kScan), call_, [&](int64_t chunk, int) {
+      const int64_t end = std::min(n, (chunk + 1) * kScan);
+      for (int64_t run = chunk * kScan; run < end; run += kRun64) {
+        const float* bound = bound_.data() + run;
+        const int64_t many = std::min(kRun64, end - run);
+        int32_t any = 0;
+        for (int64_t q = 0; q < many; ++q) any += bound[q] >= low;
+        for (int64_t q = 0; any > 0 && q < many; ++q)
+          if (bound[q] >= low && f(run + q)) found[static_cast<size_t>(chunk)].push_back(run + q);
+      }
     });
     std::vector<int64_t> all;
     for (const auto& part : found) all.insert(all.end(), part.begin(), part.end());
@@ -662,14 +673,15 @@ class Engine {
     for (const Touched& t : touched_) waiting.push_back({start_bound(t.conversation), t.conversation});
     settle(waiting);
     const auto could_reach = [&](int64_t i) {
-      // Most are out of reach by the bound of the start already.
-      if (!p_.dense && !(bound_[static_cast<size_t>(i)] >= 0 && reaches(static_cast<double>(bound_[static_cast<size_t>(i)]))))
-        return false;
       if (is_touched(i)) return false;
       const double bound = start_bound(i);
       return bound >= 0 && reaches(bound);
     };
-    for (int64_t i : those(could_reach)) waiting.push_back({start_bound(i), i});
+    // Most are out of reach by their bound at the start already; with "dense" that is not kept.
+    const bool full = static_cast<int64_t>(largest_.size()) == wanted_;
+    const float low = p_.dense || !full ? 0.0f : static_cast<float>(largest_.front() * (1 - 1e-6) / (1 + rounding_));
+    if (p_.dense) std::fill(bound_.data(), bound_.data() + bound_.size(), 0.0f);
+    for (int64_t i : those(low, could_reach)) waiting.push_back({start_bound(i), i});
     settle(waiting);
     for (double value : largest_) result_.best_possible += value;
     // With costs: at equal spend no batch gains more than (cost of the batch) max w h / c.
@@ -773,7 +785,7 @@ class Engine {
 
   Heap heap_;
   double outside_largest_ = -1;
-  int32_t entered_class_ = int32_t{1} << (32 - kClassShift - 1);
+  int32_t entered_class_ = kClasses;
   int64_t next_entry_ = 0;
 
   std::vector<double> start_leverage_, leverage_, margin_;  // dense only

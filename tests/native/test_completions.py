@@ -364,7 +364,8 @@ def test_kept_bounds_are_bounds(seed, d, most, kind, dtype_name, labels, ridge, 
 
 
 @pytest.mark.parametrize("kind", ["power_law", "isotropic", "heavy_tails", "clustered"])
-def test_warm_rounds(kind):
+def test_warm_rounds(kind, take_route):
+    take_route("warm")  # the first round, with nothing known, takes another
     pool, p = routed(kind, 24, labels=200)
     rng = np.random.default_rng(1)
     selector = dn.Selector(pool)
