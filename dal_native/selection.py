@@ -194,8 +194,8 @@ def select_batch(
     return _finish(problem, _dispatch.find("select_batch", backend)(problem))
 
 
-#: From so many conversations a feature on, reading the pool costs more than proving what is known of it.
-_REUSE_FROM = 10
+#: From so many conversations a feature on a Selector uses what it knows; None: as the backend says.
+_REUSE_FROM: int | None = None
 #: What a product in single precision may lose by underflow, subnormal numbers flushed or not.
 _UNDERFLOW = np.float32(2.0**-125)
 
@@ -286,7 +286,8 @@ class Selector:
         pool, known = self.pool, self._known  # as of now: another thread may replace both
         problem = _problem(pool, reward, rationality, M, size, **options)
         run = _dispatch.find("select_batch", backend)
-        if problem.method == "dense" or len(pool) < _REUSE_FROM * pool.d:
+        least = _dispatch.find("reuse_from", backend)() if _REUSE_FROM is None else _REUSE_FROM
+        if problem.method == "dense" or len(pool) < least * pool.d:
             return _finish(problem, run(problem))
         at = Factored.of(problem.matrix, problem.factor, problem.inverse_factor)
         known = known if known is not None and known.pool is pool else None

@@ -189,6 +189,11 @@ def bradley_terry_loss(
 # --------------------------------------------------------------------------------------------- selection
 
 
+def reuse_from() -> int:
+    """Conversations a feature from which a Selector keeps bounds; this backend computes everything anew."""
+    return 10
+
+
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
     """Greedy D-optimal batch over every admissible pair.
 

@@ -313,8 +313,10 @@ ROUNDS = """
     import hashlib
     import numpy as np
     import dal_native as dn
+    from dal_native import selection
     from dal_native import testing as t
 
+    selection._REUSE_FROM = 10
     digest = hashlib.sha256()
     routes = set()
     for dtype_name in t.DTYPES:

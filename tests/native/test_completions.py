@@ -13,11 +13,9 @@ from dal_native import testing as t
 from dal_native._backends import cpu
 
 
-@pytest.fixture(autouse=True, scope="module")
-def bounds_are_kept_of_small_pools_too():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_REUSE_FROM", 0)
-        yield
+@pytest.fixture(autouse=True)
+def small_pools_are_remembered(monkeypatch):
+    monkeypatch.setattr(selection, "_REUSE_FROM", 0)
 
 
 def prompts(kind, counts, d, *, labels=20, ridge=1.0, dtype_name="float64", seed=0, offset=0.0, scale=1.0):

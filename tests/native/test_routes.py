@@ -107,7 +107,7 @@ def test_what_is_known_is_used(run_python):
         """
         import dal_native as dn, numpy as np
         from dal_native.testing import make_problem
-        p = make_problem("power_law", n=9_000, d=96, m=9, labels=4_000, dtype_name="float32", seed=8)
+        p = make_problem("power_law", n=12_000, d=96, m=9, labels=4_000, dtype_name="float32", seed=8)
         selector, matrix = dn.Selector(p.pool()), p.matrix
         for _ in range(3):
             batch = selector.select(p.reward, p.rationality, matrix, 12, backend="cpu")
@@ -118,3 +118,15 @@ def test_what_is_known_is_used(run_python):
         DAL_NATIVE_SIMD="avx2",
     ).split()
     assert stages[1:] == ["warm", "warm"]
+
+
+def test_short_pools_are_looked_at_anew(monkeypatch):
+    """Proving what is known costs O(d^3); the backend says from how many conversations that pays."""
+    monkeypatch.setattr(dn.selection, "_REUSE_FROM", None)
+    p = t.make_problem("power_law", 3_000, 40, 5, labels=2_000, dtype_name="float32", seed=1)
+    selector = dn.Selector(p.pool())
+    stages = [
+        first_stage(selector.select(p.reward, p.rationality, p.matrix, 4, backend="cpu")) for _ in range(3)
+    ]
+    assert "warm" not in stages
+    assert selector._known is None
