@@ -1,7 +1,7 @@
 """The compiled backend: unwraps pools, hands arrays to the C++ kernels, computes nothing itself.
 
 The SIMD level is the highest this processor offers, or the one the environment variable DAL_NATIVE_SIMD names
-("generic", "avx2" or "avx512").
+("generic", "avx2", "avx512", "avx512bf16" or "amx").
 """
 
 from __future__ import annotations

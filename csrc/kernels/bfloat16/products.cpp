@@ -3,7 +3,7 @@
 // Layout, for both instruction sets: blocks of 32 rows or columns, each step of 32 features two tiles of 1 KiB.
 // Rows: tile row r holds the 32 features of row r. Factor: panels of 32 outputs k, depth min(d, k0 + 32) features (the
 // triangle is skipped in whole steps), tile row p holds the features 2p and 2p+1 of 16 outputs next to each other.
-// Padding is zero. operations/brain_pass.cpp has the error terms: sums in any order, subnormals flushed or not.
+// Padding is zero. operations/bfloat16_pass.cpp has the error terms: sums in any order, subnormals flushed or not.
 #include "kernels/bfloat16/products.hpp"
 
 #include <immintrin.h>
