@@ -5,6 +5,7 @@ one table.
 from __future__ import annotations
 
 import json
+import os
 import select
 import statistics
 import subprocess
@@ -71,6 +72,10 @@ class Running:
         self.process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.peers.{peer.module}", str(folder), *peer.arguments],
             cwd=common.ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(common.ROOT),
+            },  # also where the current folder is not searched
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

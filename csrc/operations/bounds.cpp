@@ -40,6 +40,10 @@ double rounding_of_leverage(double condition, int64_t d) {
   return relative < 1e-6 ? relative : 1e-6;
 }
 
+double rounding_of_certificate(double condition, int64_t d) {
+  return std::min(8 * static_cast<double>(d) * std::ldexp(1.0, -53) * condition, 1e6);
+}
+
 // ---- single precision ---------------------------------------------------------------------------------------
 
 void SinglePass::Space::reserve(const Rows& pool, int64_t count, bool in_place) {

@@ -20,8 +20,10 @@ double frobenius(const double* a, int64_t count);
 // exact for a matrix within c d eps |M| of M, which moves h by at most c d eps condition relatively; so does one
 // Sherman-Morrison term, because a_s h_s < 1. Past 1e-6 (condition times d beyond 1e9) the window stays there: float64
 // arithmetic, the oracle's included, no longer determines the order that finely, and what is promised is the order of
-// Design::leverage among the rows within that window.
+// Design::leverage among the rows within that window, as long as no pick lifts the condition past 1 / eps.
 double rounding_of_leverage(double condition, int64_t d);
+// The same without the limit, for what is certified: nothing is promised there but what float64 can show.
+double rounding_of_certificate(double condition, int64_t d);
 
 // Conversations as single-precision rows with what the bounds need of them.
 class SinglePass {

@@ -686,8 +686,9 @@ class Engine {
     for (double value : largest_) result_.best_possible += value;
     // With costs: at equal spend no batch gains more than (cost of the batch) max w h / c.
     if (p_.cost) result_.best_possible *= spent_;
-    // In float64 at the final M, like the batch's own total.
-    result_.best_possible *= 1 + 1e-12;
+    // In float64 at the final M, like the batch's own total: both may be off by the rounding of their leverages.
+    const double off = rounding_of_certificate(matrix_norm_ * inverse_norm_ * inverse_norm_, p_.pool.d);
+    result_.best_possible += off * (result_.best_possible + result_.batch_total) + 1e-12 * result_.best_possible;
   }
 
   bool reaches(double bound) const {

@@ -98,8 +98,8 @@ def test_pools_large_enough_to_be_screened(kind, labels):
             reference = select(p, 8, "reference")
             assert picks_of(batch) == picks_of(reference)
             assert batch.gain == pytest.approx(reference.gain, rel=1e-10)
-            slack = 1e-6 * reference.certificate["log_det_bound"]  # a certified bound may carry a margin
-            assert batch.certificate == pytest.approx(reference.certificate, rel=1e-6, abs=slack)
+            slack = 1e-5 * reference.certificate["log_det_bound"]  # a certified bound carries a margin
+            assert batch.certificate == pytest.approx(reference.certificate, rel=1e-5, abs=slack)
     t.check_batch(batch, p, 8)
 
 
@@ -176,6 +176,24 @@ def test_screening_where_its_terms_overflow(take_route):
     assert lazy.counters["stages"][0] == "screened"
     assert picks_of(lazy) == picks_of(dense)
     assert set(lazy.conversation.tolist()) <= set(range(1000, 1010))
+
+
+@pytest.mark.parametrize("power", [4, 7, 9, 12])
+def test_certificate_allows_for_what_float64_cannot_show(power):
+    """Leverages of one size but for rounding, M ill-conditioned: the best of them is hardly known in float64."""
+    d = 12
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        spectrum = 10.0 ** np.linspace(0, power, d)
+        matrix, k = (q * spectrum) @ q.T, rng.integers(0, d, 200)
+        matrix = 0.5 * (matrix + matrix.T)
+        x = q[:, k].T * np.sqrt(spectrum[k])[:, None]
+        noise = 1 + 1e-17 * 10.0**power * rng.standard_normal(200)
+        x *= (1e-6 * noise / np.sqrt(t.oracle_leverage(x, matrix).astype(float)))[:, None]
+        batch = dn.select_batch(x, np.zeros(d), [1.0], matrix, 1, backend="cpu")
+        gain = np.log1p(0.25 * t.oracle_leverage(x, matrix))
+        assert batch.d_efficiency <= float(gain[batch.conversation[0]] / gain.max())
 
 
 @pytest.mark.parametrize("power", [15, 16, 18])
