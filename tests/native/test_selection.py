@@ -180,7 +180,7 @@ def test_screening_where_its_terms_overflow(take_route):
 
 @pytest.mark.parametrize("power", [4, 7, 9, 12])
 def test_certificate_allows_for_what_float64_cannot_show(power):
-    """Leverages of one size but for rounding, M ill-conditioned: the best of them is hardly known in float64."""
+    """Leverages equal but for rounding, M ill-conditioned: the best is hardly known in float64."""
     d = 12
     for seed in range(10):
         rng = np.random.default_rng(seed)
