@@ -229,8 +229,8 @@ def forget(path: Path) -> None:
 
 
 def read_plainly(path: Path) -> None:
-    """Read a file from one end to the other, 8 MB at a time, and do nothing with it."""
-    block = bytearray(8 << 20)
+    """Read a file from one end to the other, 1 MB at a time, and do nothing with it."""
+    block = bytearray(1 << 20)
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while file.readinto(block):
