@@ -235,7 +235,7 @@ def test_backends_agree_on_a_larger_problem(dtype_name):
     assert (batch[0].conversation == batch[1].conversation).all()
     assert (batch[0].teacher == batch[1].teacher).all()
     assert batch[1].gain == pytest.approx(batch[0].gain, rel=1e-11)
-    assert batch[1].certificate == pytest.approx(batch[0].certificate, rel=1e-9)
+    assert batch[1].certificate == pytest.approx(batch[0].certificate, rel=1e-7)
 
 
 @pytest.mark.parametrize("offset", range(0, 64, 4))
