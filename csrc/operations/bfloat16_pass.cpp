@@ -22,11 +22,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double gamma(double n) {
-  const double nu = n * std::ldexp(1.0, -24);
-  return nu < 0.5 ? nu / (1 - nu) : kInfinity;
-}
-
 uint16_t to_bfloat16(double value) {
   const float f = static_cast<float>(value);
   uint32_t bits;
@@ -78,11 +73,7 @@ Bfloat16Pass::Bfloat16Pass(const SelectionProblem& p, double rounding, const Cal
     : k_(bfloat16_products()), d_(p.pool.d) {
   if (!k_ || !(p.inverse_norm > 0)) return;
   const auto d = static_cast<size_t>(d_);
-  double largest = 0;
-  for (size_t k = 0; k < d * d; ++k) largest = std::max(largest, std::fabs(p.inverse_factor[k]));
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  scale_ = std::ldexp(1.0, -exponent);
+  scale_ = power_of_two_scale(p.inverse_factor, d_ * d_);
   std::vector<uint16_t> v(d * d);
   std::vector<double> error(d * d, 0.0);
   double sums = 0, widest = 0;
@@ -95,7 +86,7 @@ Bfloat16Pass::Bfloat16Pass(const SelectionProblem& p, double rounding, const Cal
       error[k * d + j] = rounded - exact;
       row += rounded * rounded;
     }
-    const double depth = static_cast<double>((k / 32 + 1) * 32), g = gamma(depth + 3);
+    const double depth = static_cast<double>((k / 32 + 1) * 32), g = single_gamma(depth + 3);
     sums += g * g * row;
     widest = depth;
   }
@@ -107,14 +98,14 @@ Bfloat16Pass::Bfloat16Pass(const SelectionProblem& p, double rounding, const Cal
   factor_error_ = norm_bound(error, d_, p.pool.n > 100 * d_, call);
   factor_norm_ = p.inverse_norm * scale_ * (1 + 1e-9) + factor_error_;
   sums_ = std::sqrt(sums) * (1 + 1e-9);
-  squares_ = gamma(widest / 16 + 16);
+  squares_ = single_gamma(widest / 16 + 16);
   flushed_ = widest * std::ldexp(1.0, -126);
   flushed_norm_ = 4 * widest * std::sqrt(widest) * std::ldexp(1.0, -126);
   reward_norm_ = frobenius(p.reward, d_);
   reward_.assign(static_cast<size_t>((d_ + 31) / 32 * 32), 0.0f);
   for (size_t j = 0; j < d && reward_norm_ > 0; ++j) reward_[j] = static_cast<float>(p.reward[j] / reward_norm_);
-  square_up_ = 1 + gamma(static_cast<double>(d_) + 6);
-  margin_error_ = gamma(static_cast<double>(d_) + 5) * reward_norm_ * square_up_;
+  square_up_ = 1 + single_gamma(static_cast<double>(d_) + 6);
+  margin_error_ = single_gamma(static_cast<double>(d_) + 5) * reward_norm_ * square_up_;
   up_ = (1 + rounding) * (1 + 1e-12);
   down_ = (1 - rounding) * (1 - 1e-12);
   usable_ = sums_ < kInfinity && squares_ < 0.5 && factor_norm_ < kInfinity && reward_norm_ < kInfinity &&

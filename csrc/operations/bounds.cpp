@@ -35,6 +35,19 @@ double frobenius(const double* a, int64_t count) {
   return largest * std::sqrt(sum);
 }
 
+double single_gamma(double n) {
+  const double nu = n * std::ldexp(1.0, -24);
+  return nu < 0.5 ? nu / (1 - nu) : kInfinity;
+}
+
+double power_of_two_scale(const double* a, int64_t count) {
+  double largest = 0;
+  for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(a[k]));
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0, -exponent);
+}
+
 double rounding_of_leverage(double condition, int64_t d) {
   const double relative = 8 * static_cast<double>(d) * std::ldexp(1.0, -53) * condition;
   return relative < 1e-6 ? relative : 1e-6;
@@ -61,21 +74,17 @@ void SinglePass::Space::reserve(const Rows& pool, int64_t count, bool in_place) 
 
 SinglePass::SinglePass(const SelectionProblem& p, double rounding)
     : k_(kernels()), d_(p.pool.d), packed_(static_cast<size_t>(k_.packed_factor_size(d_, true))), rounding_(rounding) {
-  double largest = 0;
-  for (int64_t k = 0; k < d_ * d_; ++k) largest = std::max(largest, std::fabs(p.inverse_factor[k]));
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  scale_ = std::ldexp(1.0, -exponent);
+  scale_ = power_of_two_scale(p.inverse_factor, d_ * d_);
   k_.pack_factor_float(p.inverse_factor, d_, scale_, packed_.data());
-  const double d = static_cast<double>(d_), n = d + 3, u = std::ldexp(1.0, -24);
-  relative_ = n * u < 0.5 ? n * u / (1 - n * u) : kInfinity;
+  const double d = static_cast<double>(d_);
+  relative_ = single_gamma(d + 3);
   error_per_norm_ = relative_ * frobenius(p.inverse_factor, d_ * d_) * scale_ * (1 + 1e-9);
   flushed_ = d * std::ldexp(1.0, -126);
   flushed_norm_ = flushed_ * std::sqrt(d);
   reward_norm_ = frobenius(p.reward, d_);
   margin_error_ = (d + 2) * std::ldexp(1.0, -52) * reward_norm_;
   // Rounding of the row, of the reward, and of d products and sums; |x| <= sqrt(1 + gamma) times its computed value.
-  const double most = (d + 6) * u < 0.5 ? (d + 6) * u / (1 - (d + 6) * u) : kInfinity;
+  const double most = single_gamma(d + 6);
   float_error_ = most * reward_norm_ * (1 + most);
   reward_.assign(static_cast<size_t>(d_), 0.0f);
   for (size_t j = 0; j < reward_.size() && reward_norm_ > 0; ++j)

@@ -1,7 +1,6 @@
 // Upper bounds on leverages and on the best w h of every conversation, from single-precision products.
 #pragma once
 
-
 #include <vector>
 
 #include "operations/admissible.hpp"
@@ -11,6 +10,12 @@ namespace dal {
 
 // The Frobenius norm, without overflow on the way.
 double frobenius(const double* a, int64_t count);
+
+// gamma_n = n u / (1 - n u), u = 2^-24: what n roundings in single precision can add up to; infinite past n u = 1/2.
+double single_gamma(double n);
+
+// The power of two that brings the largest entry into [1/2, 1).
+double power_of_two_scale(const double* a, int64_t count);
 
 // How far float64 quantities derived from M and its factor can be off, relative to the leverage at the start, when
 // `condition` bounds the condition number of M (|M|_F |W|_F^2 does, W the inverse factor at the start, because M only

@@ -30,26 +30,16 @@ Design::Design(const KernelTable& kernels, const double* matrix, const double* f
   coefficients_.reserve(static_cast<size_t>(room));
 }
 
-// L z = x by columns of L (rows of L'): no reductions but the final sum, taken in order.
-double Design::squared_solve(const std::vector<double>& upper, const double* x, double* z) const {
-  std::copy(x, x + d_, z);
-  double square = 0;
-  for (int64_t k = 0; k < d_; ++k) {
-    const double* row = upper.data() + k * d_;
-    z[k] /= row[k];
-    square += z[k] * z[k];
-    k_.subtract_scaled(row + k + 1, z[k], d_ - k - 1, z + k + 1);
-  }
-  return square;
-}
-
-void Design::leverages(const double* const* x, int64_t count, double* scratch, double* out) const {
+// L z = x by columns of L (rows of L'): no reductions but the final sum, taken in order. Each of the `count` right-hand
+// sides goes through the same operations as by itself; together they read L once.
+void Design::squared_solves(const std::vector<double>& upper, const double* const* x, int64_t count, double* scratch,
+                            double* out) const {
   for (int64_t q = 0; q < count; ++q) {
     std::copy(x[q], x[q] + d_, scratch + q * d_);
     out[q] = 0;
   }
   for (int64_t k = 0; k < d_; ++k) {
-    const double* row = upper_.data() + k * d_;
+    const double* row = upper.data() + k * d_;
     for (int64_t q = 0; q < count; ++q) {
       double* z = scratch + q * d_;
       z[k] /= row[k];

@@ -21,7 +21,9 @@ class Design {
   double leverage(const double* x, double* scratch) const { return squared_solve(upper_, x, scratch); }
   double leverage_at_start(const double* x, double* scratch) const { return squared_solve(start_, x, scratch); }
   // x[q]' M^-1 x[q] for `count` rows, each the same bits as by itself; `scratch` has count times d values
-  void leverages(const double* const* x, int64_t count, double* scratch, double* out) const;
+  void leverages(const double* const* x, int64_t count, double* scratch, double* out) const {
+    squared_solves(upper_, x, count, scratch, out);
+  }
   void keep_start() { start_ = upper_; }
 
   // M += w x x'
@@ -36,7 +38,13 @@ class Design {
   int64_t refactorisations() const { return refactorisations_; }
 
  private:
-  double squared_solve(const std::vector<double>& upper, const double* x, double* z) const;
+  void squared_solves(const std::vector<double>& upper, const double* const* x, int64_t count, double* z,
+                      double* out) const;
+  double squared_solve(const std::vector<double>& upper, const double* x, double* z) const {
+    double square;
+    squared_solves(upper, &x, 1, z, &square);
+    return square;
+  }
   void pack_panel();
   void update_factor(double weight, const double* x);
   double drift() const;

@@ -48,7 +48,6 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const double kUnit = std::ldexp(1.0, -24);
 
-double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
 // A float not below x, |x| >= 2^-123, by 2^-23 |x| at least.
 float rounded_up(double x) {
   const auto f = static_cast<float>(x);
@@ -113,19 +112,15 @@ class PairRows {
         rounding_(rounding) {
     const double d = static_cast<double>(d_);
     sums_ = static_cast<double>(depth_ / lanes_) + 8;
-    const double g = gamma(sums_), projected = gamma(sums_ + 4) + d * std::ldexp(1.0, -49);
+    const double g = single_gamma(sums_), projected = single_gamma(sums_ + 4) + d * std::ldexp(1.0, -49);
     square_up_ = 1 / (1 - g);
     square_tiny_ = d * std::ldexp(1.0, -125);
 
-    double largest = 0;
-    for (int64_t k = 0; k < d_ * d_; ++k) largest = std::max(largest, std::fabs(p.inverse_factor[k]));
-    int exponent = 0;
-    std::frexp(largest, &exponent);
-    const double factor_scale = std::ldexp(1.0, -exponent), tiny = std::ldexp(1.0, -124) * std::sqrt(d);
+    const double factor_scale = power_of_two_scale(p.inverse_factor, d_ * d_), tiny = std::ldexp(1.0, -124) * std::sqrt(d);
     k_.pack_factor_float(p.inverse_factor, d_, factor_scale, packed_.data());
     const double factor_norm = frobenius(p.inverse_factor, d_ * d_) * factor_scale * (1 + 1e-9);
     centring_per_norm_ = factor_norm * 2 * kUnit * (1 + 1e-9);
-    error_per_norm_ = factor_norm * gamma(d + 3) * (1 + 1e-9);
+    error_per_norm_ = factor_norm * single_gamma(d + 3) * (1 + 1e-9);
     error_tiny_ = (d * tiny + factor_norm * tiny + tiny) * (1 + 1e-9);
     scale_.unscale = 1 / factor_scale;
     scale_.factor = (1 + std::ldexp(1.0, -18)) * (1 + rounding);
@@ -160,7 +155,7 @@ class PairRows {
       square += coefficient * coefficient;
       largest = std::max(largest, std::fabs(coefficient));
     }
-    const double g = gamma(sums_ + 4) + static_cast<double>(d_) * std::ldexp(1.0, -49);
+    const double g = single_gamma(sums_ + 4) + static_cast<double>(d_) * std::ldexp(1.0, -49);
     out.slope = 1.001 * (2 * g * std::sqrt(square) + g * g * sum + 4 * kUnit);
     out.count = out.rest < kInfinity && largest < 0x1p30 && out.slope < kInfinity ? count : 0;
     return out;
@@ -211,13 +206,13 @@ class PairRows {
       for (int64_t r = 0; r < count; ++r) error[r] = rounded_up(error[r] + centring_per_norm_ * norm[r] + error_tiny_);
       std::fill(square, square + up_to(count, lanes_), 0.0f);
       k_.row_squares(z, count, whitened_stride(), depth_, plus_.data(), square, signs, all);
-      const double up = 1 + 4 * gamma(sums_), tiny = static_cast<double>(d_) * std::ldexp(1.0, -123);
+      const double up = 1 + 4 * single_gamma(sums_), tiny = static_cast<double>(d_) * std::ldexp(1.0, -123);
       for (int64_t r = 0; r < count; ++r) square[r] = rounded_up(all[r] * up + tiny);
     } else if (route.directions) {
       const Directions& v = *route.directions;
       k_.project(rows, count, stride(route), depth_, v.vectors.data(), v.count, rows + depth_);
       k_.row_squares(rows + depth_, count, stride(route), v.count, v.sign.data(), square, signs, all);
-      const double g = gamma(sums_ + static_cast<double>(v.count / lanes_));
+      const double g = single_gamma(sums_ + static_cast<double>(v.count / lanes_));
       for (int64_t r = 0; r < count; ++r)
         square[r] = rounded_up(signs[r] + 2.001 * g / (1 - g) * all[r] + 2 * v.slope * norm[r] * static_cast<double>(norm[r]));
     }

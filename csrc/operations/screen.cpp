@@ -25,9 +25,6 @@ namespace dal {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-const double kUnit = std::ldexp(1.0, -24);
-
-double gamma(double n) { return n * kUnit < 0.5 ? n * kUnit / (1 - n * kUnit) : kInfinity; }
 
 }  // namespace
 
@@ -77,9 +74,9 @@ Screen::Screen(const SelectionProblem& p, const Spectrum& spectrum, int64_t dire
     v[static_cast<size_t>(directions * d_ + j)] = static_cast<float>(p.reward[j] / reward_norm_);
   packed_.resize(v.size());
   k_.pack_directions(v.data(), columns_, d_, packed_.data());
-  const double g = gamma(d + 3) + d * std::ldexp(1.0, -49);
-  square_up_ = 1 + gamma(d + 4);
-  error_ = square_up_ * largest_ * (2 * g * std::sqrt(total) + total * g * g + gamma(static_cast<double>(columns_) + 5));
+  const double g = single_gamma(d + 3) + d * std::ldexp(1.0, -49);
+  square_up_ = 1 + single_gamma(d + 4);
+  error_ = square_up_ * largest_ * (2 * g * std::sqrt(total) + total * g * g + single_gamma(static_cast<double>(columns_) + 5));
   margin_error_ = g * std::sqrt(square_up_) * reward_norm_ * (1 + 1e-9);
   up_ = (1 + rounding) * (1 + 1e-12);
   usable_ = error_ < kInfinity;

@@ -162,7 +162,7 @@ def _inverse_norm(matrix: Floats, factor: Floats) -> float:
 
 
 def select_batch(problem: SelectionProblem) -> dict[str, Any]:
-    dense = problem.method == "dense"
+    dense, products = problem.method == "dense", SIMD_LEVEL in ("avx512bf16", "amx")
     screening = not dense and len(problem.pool) >= _SCREEN_FROM * problem.pool.d
     try:
         return _kernels.select_batch(
@@ -172,7 +172,7 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             problem.matrix,
             problem.factor,
             problem.inverse_factor,
-            0.0 if dense else _inverse_norm(problem.matrix, problem.factor),
+            _inverse_norm(problem.matrix, problem.factor) if products and not dense else 0.0,
             (lambda: _spectrum(problem)) if screening or problem.route == "screened" else None,
             problem.available,
             problem.capacity,
