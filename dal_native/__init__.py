@@ -22,6 +22,7 @@ from dal_native._dispatch import (
     __version__ as __version__,
 )
 from dal_native.information import InformationMatrix
+from dal_native.nuisance import JointInformation
 from dal_native.operations import (
     best_teacher,
     bradley_terry_loss,
@@ -40,6 +41,7 @@ __all__ = [
     "BackendConfigurationError",
     "Batch",
     "InformationMatrix",
+    "JointInformation",
     "Pool",
     "SelectionProblem",
     "Selector",

@@ -22,6 +22,7 @@ ORDER = {
         ("_backends", "_backends.reference", "_backends.cpu"),
         ("information",),
         ("_reuse",),
+        ("nuisance",),
         ("selection",),
         ("operations",),
         ("testing",),

@@ -8,7 +8,17 @@ import pytest
 
 import dal_native as dn
 
-MODULES = ["_dispatch", "_reuse", "_validate", "information", "operations", "pool", "selection", "testing"]
+MODULES = [
+    "_dispatch",
+    "_reuse",
+    "_validate",
+    "information",
+    "nuisance",
+    "operations",
+    "pool",
+    "selection",
+    "testing",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
