@@ -32,6 +32,7 @@ from dal_native.operations import (
     information_matrix,
     leverage,
     margin,
+    softplus_moments,
     update_leverage,
 )
 from dal_native.pool import Pool
@@ -57,6 +58,7 @@ __all__ = [
     "select_batch",
     "set_threads",
     "single_threaded_blas",
+    "softplus_moments",
     "update_leverage",
     "use_backend",
 ]

@@ -128,6 +128,45 @@ def choice_weight(
     return out
 
 
+def softplus_moments(mean: Any, sd: Any, *, backend: str = "auto", threads: int | None = None) -> Floats:
+    """Means of the softplus sp(t) = log(1 + e^t) and of its derivatives under normal laws t ~ N(mean, sd^2).
+
+    With s = sp' the logistic function, every term of a likelihood of choices against a normal posterior of
+    the margin follows from these five.
+
+    Parameters
+    ----------
+    mean, sd : array_like, (k,)
+        sd of at least 0; 0 takes the functions at the mean.
+
+    Returns
+    -------
+    ndarray of float64, (5, k)
+        E sp(t), E s(t), E s'(t), E t s'(t), E t^2 s'(t). Each within 1e-10 (mostly 1e-12), the first relative
+        to 1 + |mean| + sd; with sd = 0 to a few units in the last place. A law does not depend on its
+        neighbours.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, a negative sd, or numbers that are not finite.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> softplus, logistic, *_ = dn.softplus_moments([0.0, 1e6], [0.0, 3.0])
+    >>> softplus.round(6), logistic
+    (array([6.93147e-01, 1.00000e+06]), array([0.5, 1. ]))
+    """
+    mu, sigma = _validate.floats(mean, "mean", 1), _validate.floats(sd, "sd", 1)
+    _validate.length(sigma, len(mu), "sd", "mean")
+    if len(sigma) and float(sigma.min()) < 0:
+        raise ValueError(f"sd is negative at {int(np.argmax(sigma < 0))}; expected at least 0")
+    out = np.empty((5, len(mu)))
+    _dispatch.find("softplus_moments", backend)(mu, sigma, out, _dispatch.threads(threads))
+    return out
+
+
 def best_teacher(
     margin: Any,
     category: Any,

@@ -21,6 +21,7 @@ ERROR = {
     "UpdateLeverage": 1e-12,
     "BestTeacher": 1e-12,
     "InformationMatrix": 1e-13,
+    "SoftplusMoments": 1e-10,
 }
 
 

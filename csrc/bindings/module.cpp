@@ -228,6 +228,13 @@ void margin(const PoolView& pool, const Doubles& reward, Doubles out, int thread
   detached(r, threads, [&](const Call& call) { dal::margin(r, theta, to, call); });
 }
 
+void softplus_moments(const Doubles& mean, const Doubles& sd, Doubles out, int threads) {
+  const int64_t n = length(mean);
+  const double *mu = read(mean, "mean", {n}), *sigma = read(sd, "sd", {n});
+  double* to = write(out, "out", {5, n});
+  detached(threads, [&](const Call& call) { dal::softplus_moments(mu, sigma, n, to, call); });
+}
+
 using Elementwise = void (*)(const double*, const double*, int64_t, double*, const Call&);
 
 template <Elementwise operation>
@@ -452,6 +459,7 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         DAL_IN("out"), py::arg("threads"));
   m.def("choice_weight", &elementwise<dal::choice_weight>, DAL_IN("margin"), DAL_IN("rationality"), DAL_IN("out"),
         py::arg("threads"));
+  m.def("softplus_moments", &softplus_moments, DAL_IN("mean"), DAL_IN("sd"), DAL_IN("out"), py::arg("threads"));
   m.def("best_teacher", &best_teacher, DAL_IN("margin"), DAL_IN("category"), DAL_IN("rationality"), DAL_IN("available"),
         DAL_IN("teacher"), DAL_IN("weight"), py::arg("threads"));
   m.def("leverage", &leverage, py::arg("pool"), DAL_IN("inverse_factor"), DAL_IN("conversations"), DAL_IN("out"),

@@ -63,6 +63,11 @@ double pair_weights(int64_t count, const double* leverage, const float* margin, 
 
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 
+void softplus_hermite(const double* mean, const double* sd, int64_t count, const double* node, const double* weight,
+                      int64_t nodes, double* out, int64_t stride);
+void softplus_wide(const double* mean, const double* sd, const double* tail, int64_t count, const double* node,
+                   const double* rests, int64_t nodes, double* out, int64_t stride);
+
 double bradley_terry(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,
                      const double* reward, const double* rationality, const double* sample_weight, double* gradient,
                      double* rationality_gradient);

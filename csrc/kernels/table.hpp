@@ -119,6 +119,12 @@ struct KernelTable {
   int64_t tile_rows, tile_columns;
   void (*outer_tile)(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 
+  // Means of the softplus family under normal laws, softplus.cpp: whole vectors of laws, five rows of results
+  void (*softplus_hermite)(const double* mean, const double* sd, int64_t count, const double* node,
+                           const double* weight, int64_t nodes, double* out, int64_t stride);
+  void (*softplus_wide)(const double* mean, const double* sd, const double* tail, int64_t count, const double* node,
+                        const double* rests, int64_t nodes, double* out, int64_t stride);
+
   // Labels first..last-1 of the Bradley-Terry loss; adds to gradient, writes rationality_gradient, returns the loss.
   double (*bradley_terry)(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,
                           const double* reward, const double* rationality, const double* sample_weight,

@@ -29,6 +29,9 @@ void information_matrix(const Rows& rows, const double* weight, double ridge, do
 
 void update_leverage(const Rows& pool, const double* direction, double coefficient, double* leverage, const Call& call);
 
+// out (5, n): E sp(t), E s(t), E s'(t), E t s'(t), E t^2 s'(t) under t ~ N(mean, sd^2)
+void softplus_moments(const double* mean, const double* sd, int64_t n, double* out, const Call& call);
+
 double bradley_terry_loss(const Rows& rows, const double* choice, const double* reward, const double* rationality,
                           const double* sample_weight, double* gradient, double* rationality_gradient, const Call& call);
 

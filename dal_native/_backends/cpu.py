@@ -54,6 +54,10 @@ def choice_weight(margin: Floats, rationality: Floats, out: Floats, threads: int
     _kernels.choice_weight(margin, rationality, out, threads)
 
 
+def softplus_moments(mean: Floats, sd: Floats, out: Floats, threads: int) -> None:
+    _kernels.softplus_moments(mean, sd, out, threads)
+
+
 def best_teacher(
     margin: Floats,
     category: NDArray[np.int32],

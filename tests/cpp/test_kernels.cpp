@@ -971,6 +971,49 @@ void bfloat16_products_match() {
     }
 }
 
+// The kernels against loops over the same nodes, and the driver on laws of every kind.
+void softplus() {
+  const KernelTable& k = kernels();
+  const double root = std::sqrt(3.0), node[] = {-root, 0.0, root}, weight[] = {1.0 / 6, 2.0 / 3, 1.0 / 6};
+  for (int64_t vectors : {1, 2, 5}) {
+    const int64_t count = vectors * k.float_lanes();
+    current = "softplus moments of " + std::to_string(count) + " laws";
+    const auto N = static_cast<size_t>(count);
+    std::vector<double> mean(N), sd(N), out(5 * N);
+    for (size_t i = 0; i < N; ++i) {
+      mean[i] = 5 * normal();
+      sd[i] = std::fabs(normal());
+    }
+    k.softplus_hermite(mean.data(), sd.data(), count, node, weight, 3, out.data(), count);
+    bool same = true;
+    for (size_t i = 0; i < N; ++i) {
+      double expected[5] = {};
+      for (int q = 0; q < 3; ++q) {
+        const double t = mean[i] + sd[i] * node[q], slope = logistic_slope(t) * weight[q];
+        const double terms[] = {logistic_loss(-t) * weight[q], logistic(t) * weight[q], slope, t * slope, t * t * slope};
+        for (int f = 0; f < 5; ++f) expected[f] += terms[f];
+      }
+      for (size_t f = 0; f < 5; ++f) same = same && close(out[f * N + i], expected[f], 1e-14);
+    }
+    check(same, "sums over nodes");
+  }
+  for (int64_t n : {1, 7, 1024, 1025}) {
+    current = "softplus moments of " + std::to_string(n);
+    const auto N = static_cast<size_t>(n);
+    std::vector<double> mean = normals(n), sd(N), out(5 * N), at(5);
+    for (size_t i = 0; i < N; ++i) sd[i] = std::vector<double>{0.0, 0.2, 1.0, 3.0}[i % 4];
+    softplus_moments(mean.data(), sd.data(), n, out.data(), Call{3, nullptr});
+    bool same = true;
+    for (size_t i = 0; i < N; ++i) {
+      softplus_moments(&mean[i], &sd[i], 1, at.data(), Call{1, nullptr});
+      for (size_t f = 0; f < 5; ++f) same = same && at[f] == out[f * N + i];
+    }
+    for (size_t i = 0; i < N; i += 4)
+      same = same && close(out[i], logistic_loss(-mean[i]), 1e-15) && close(out[N + i], logistic(mean[i]), 1e-15);
+    check(same, "alone as in company");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -984,6 +1027,7 @@ int main() {
   completions();
   bfloat16_products_match();
   matrices_and_losses();
+  softplus();
   best_teachers();
   teachers();
   category_bounds();
