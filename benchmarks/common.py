@@ -258,6 +258,11 @@ def provenance() -> dict[str, str]:
     }
 
 
+def source(report: dict[str, Any]) -> str:
+    """Where a report's figures come from, in a sentence."""
+    return f"{report['machine']}; {report['versions']}; `{report['command']}` at commit {report['commit']}."
+
+
 def commit() -> str:
     """The commit of the clone these benchmarks lie in, with a mark when files under version control differ
     from it.
@@ -273,6 +278,11 @@ def commit() -> str:
 def figure(x: float) -> str:
     """Three significant digits, never an exponent."""
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 0.001 else f"{x:.5f}"
+
+
+def brief(x: float) -> str:
+    """Two significant digits, with an exponent where it is small."""
+    return f"{x:.1e}" if abs(x) < 0.01 else figure(x)
 
 
 def table(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:

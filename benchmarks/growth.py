@@ -191,10 +191,7 @@ def markdown(axis: str, found: dict[str, Any]) -> str:
             line.append(
                 f"{common.figure(point['reads'])} ({common.figure(1e3 * point['seconds'])} ms){route}"
             )
-    source = (
-        f"Reads of the pool (time) and route; {found['at']}. {found['machine']}; {found['versions']}; "
-        f"`{found['command']}` at commit {found['commit']}."
-    )
+    source = f"Reads of the pool (time) and route; {found['at']}. {common.source(found)}"
     image = f"![Reads of the pool, and seconds, against the number of {AXES[axis][0][:-2]}](cost_{axis}.svg)"
     return f"{image}\n\n{source}\n\n{common.table(head, lines)}"
 

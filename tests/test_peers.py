@@ -44,10 +44,10 @@ def test_features_make_the_same_problem(benchmarks):
 
 
 def test_problem_survives_the_folder(benchmarks, tmp_path):
-    names = benchmarks.exchange.ARRAYS
+    names = ("differences", "category", "rationality", "reward", "matrix", "weight")
     given = benchmarks.exchange.Given(*[np.full((2, 2), k, np.float32) for k in range(len(names))], size=5)
     benchmarks.exchange.hand_over(tmp_path, given)
-    back = benchmarks.exchange.take_over(tmp_path)
+    back = benchmarks.exchange.take_over(tmp_path, benchmarks.exchange.Given)
     assert back.size == 5
     assert all(np.array_equal(getattr(back, name), getattr(given, name)) for name in names)
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
+#: Peers that ask for far more than what is run here needs: installed without what they ask for.
+BARE = "bare"
 NAMES = sorted(p.stem for p in REQUIREMENTS.glob("*.txt"))
 
 
@@ -29,6 +31,19 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dal-native" / "peers"
 
 
+def home_of(name: str, folder: Path | None = None) -> Path:
+    """Where a peer's environment is, or would be, for these pins and this Python."""
+    parts = [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / BARE / f"{name}.txt"]
+    text = b"".join(part.read_bytes() for part in parts if part.exists())
+    key = hashlib.sha256(text + sys.version.encode()).hexdigest()[:8]
+    return (folder or cache()) / f"{name}-{key}"
+
+
+def made(name: str, folder: Path | None = None) -> bool:
+    """Whether a peer's environment is there already."""
+    return (home_of(name, folder) / "finished").exists()
+
+
 def python_of(name: str, folder: Path | None = None) -> Path:
     """The interpreter of a peer's environment, made if it is not there yet for these pins and this Python.
 
@@ -37,16 +52,17 @@ def python_of(name: str, folder: Path | None = None) -> Path:
     NotInstalled
         With the line of pip that says why.
     """
-    pins = REQUIREMENTS / f"{name}.txt"
-    key = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:8]
-    home = (folder or cache()) / f"{name}-{key}"
-    python, finished = home / "bin" / "python", home / "finished"
-    if not finished.exists():
+    home = home_of(name, folder)
+    python, bare = home / "bin" / "python", REQUIREMENTS / BARE / f"{name}.txt"
+    if not made(name, folder):
         shutil.rmtree(home, ignore_errors=True)
         home.parent.mkdir(parents=True, exist_ok=True)
         _run([sys.executable, "-m", "venv", str(home)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(pins)])
-        finished.touch()
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        _run([*install, "--requirement", str(REQUIREMENTS / f"{name}.txt")])
+        if bare.exists():
+            _run([*install, "--no-deps", "--requirement", str(bare)])
+        (home / "finished").touch()
     return python
 
 

@@ -13,12 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-ARRAYS = ("differences", "category", "rationality", "reward", "matrix", "weight")
+T = TypeVar("T")
 BLOCK = 4096  # rows worked on at a time
 
 
@@ -50,19 +51,23 @@ class Given:
         return out
 
 
-def hand_over(folder: Path, given: Given) -> None:
-    """Write a problem to a folder."""
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(given, name))
-    (folder / "size.json").write_text(json.dumps(given.size))
+def hand_over(folder: Path, given: Any) -> None:
+    """Write a problem, a dataclass of arrays and numbers, to a folder."""
+    numbers = {}
+    for field in fields(given):
+        value = getattr(given, field.name)
+        if isinstance(value, np.ndarray):
+            np.save(folder / f"{field.name}.npy", value)
+        else:
+            numbers[field.name] = value
+    (folder / "numbers.json").write_text(json.dumps(numbers))
 
 
-def take_over(folder: Path) -> Given:
-    """A problem from a folder, its arrays mapped: what a peer does not read takes no memory."""
-    return Given(
-        **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS},
-        size=json.loads((folder / "size.json").read_text()),
-    )
+def take_over(folder: Path, kind: type[T]) -> T:
+    """A problem of that class from a folder, its arrays mapped: what a peer does not read takes no memory."""
+    numbers = json.loads((folder / "numbers.json").read_text())
+    arrays = [field.name for field in fields(kind) if field.name not in numbers]  # type: ignore[arg-type]
+    return kind(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}, **numbers)
 
 
 def resident(field: str) -> int:
@@ -83,8 +88,20 @@ def measured(call: Callable[[], object]) -> tuple[object, float, int, int]:
     return result, took, peak, peak - before
 
 
-def serve(prepare: Callable[[Given], Callable[[], list[int]]], package: str, *modules: str) -> None:
-    """Import the package's modules and read the problem, then select once for every line that comes in.
+def picks(selected: list[int]) -> dict[str, Any]:
+    """What is told of a selection."""
+    return {"conversation": selected}
+
+
+def serve(
+    prepare: Callable[[Any], Callable[[], Any]],
+    package: str,
+    *modules: str,
+    kind: type = Given,
+    told: Callable[[Any], dict[str, Any]] = picks,
+) -> None:
+    """Import the package's modules and read the problem, of that kind; then run what `prepare` returns once
+    for every line that comes in, and answer what is `told` of its result, which is not timed.
 
     Answers go to what was standard output; what the peer itself prints goes to standard error.
     """
@@ -92,15 +109,15 @@ def serve(prepare: Callable[[Given], Callable[[], list[int]]], package: str, *mo
     os.dup2(2, 1)
     for module in modules:
         importlib.import_module(module)
-    given = take_over(Path(sys.argv[1]))
+    given = take_over(Path(sys.argv[1]), kind)
     start = time.perf_counter()
-    select = prepare(given)
+    run = prepare(given)
     ready = {
         "prepare_seconds": time.perf_counter() - start,
         "version": f"{package} {importlib.metadata.version(package)}",
     }
     print(json.dumps(ready), file=answers, flush=True)
     for _ in sys.stdin:
-        picks, took, peak, grown = measured(select)
-        answer = {"conversation": picks, "seconds": took, "peak_bytes": peak, "grown_bytes": grown}
+        result, took, peak, grown = measured(run)
+        answer = {"seconds": took, "peak_bytes": peak, "grown_bytes": grown, **told(result)}
         print(json.dumps(answer), file=answers, flush=True)

@@ -36,6 +36,8 @@ class Peer:
     arguments: tuple[str, ...] = ()
     prepared: str = "whitened rows"  # what is made for it before the clock starts
     too_large: Callable[[int, int, int], str | None] = lambda n, d, size: None
+    environment: str = ""  # the module's name unless said
+    package: str = "benchmarks.peers"
 
 
 def _dense_kernel(n: int, d: int, size: int) -> str | None:
@@ -44,13 +46,12 @@ def _dense_kernel(n: int, d: int, size: int) -> str | None:
 
 
 PEERS = {
-    "NumPy loop": Peer("numpy_loop", prepared="nothing"),
+    "NumPy loop": Peer("numpy_loop", prepared="nothing", environment="numpy"),
     "bmdal-reg MaxDet": Peer("bmdal", ("float32",)),
     "bmdal-reg MaxDet, float64": Peer("bmdal", ("float64",)),
     "submodlib LogDeterminant": Peer("submodlib", prepared="the dense kernel", too_large=_dense_kernel),
     "contextualbandits LinUCB": Peer("contextualbandits", ("float32",)),
 }
-_ENVIRONMENT = {"numpy_loop": "numpy"}  # others have their module's name
 
 
 class Failed(Exception):
@@ -58,19 +59,17 @@ class Failed(Exception):
 
 
 class Running:
-    """A peer's process, which has the problem in memory and selects when told."""
+    """A peer's process, which has the problem in memory and answers when told."""
 
     def __init__(self, peer: Peer, folder: Path, limit: float, environment_folder: Path | None) -> None:
         try:
-            python = environments.python_of(
-                _ENVIRONMENT.get(peer.module, peer.module), environment_folder
-            ).absolute()
+            python = environments.python_of(peer.environment or peer.module, environment_folder).absolute()
         except environments.NotInstalled as reason:
             raise Failed(f"not installed: {reason}") from None
         self.limit = limit
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed on exit
         self.process = subprocess.Popen(
-            [str(python), "-m", f"benchmarks.peers.{peer.module}", str(folder), *peer.arguments],
+            [str(python), "-m", f"{peer.package}.{peer.module}", str(folder), *peer.arguments],
             cwd=common.ROOT,
             env={
                 **os.environ,
@@ -111,8 +110,8 @@ class Running:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def select(self) -> dict[str, Any]:
-        """One selection."""
+    def run(self) -> dict[str, Any]:
+        """One run: a selection, or a fit."""
         assert self.process.stdin
         self.process.stdin.write(b"\n")
         return self.answer()
@@ -188,13 +187,13 @@ def _pairs(
     with Running(peer, folder, limit, environment_folder) as running:
         about = running.answer()
         theirs, mine, in_reads, mine_in_reads = [], [], [], []
-        answer = running.select()
+        answer = running.run()
         grown, mine_grown = answer["grown_bytes"], 0
         if answer["seconds"] > LONG:
             pairs = 1
         for run in range(pairs):
             if run > 0 or answer["seconds"] <= LONG:
-                answer = running.select()
+                answer = running.run()
             time.sleep(0.2)  # idle threads of the peer's BLAS spin for a while
             unit = common.read_seconds(p.differences)
             _, took, _, more = exchange.measured(
@@ -303,5 +302,4 @@ def markdown(report: dict[str, Any]) -> str:
                     _picks_in_words(result),
                 )
             )
-    source = f"{report['machine']}; {report['versions']}; `{report['command']}` at commit {report['commit']}."
-    return f"{source}\n\n{common.table(HEAD, lines)}"
+    return f"{common.source(report)}\n\n{common.table(HEAD, lines)}"
