@@ -28,12 +28,15 @@ from dal_native.operations import (
     bradley_terry_loss,
     choice_probability,
     choice_weight,
+    hessian_vector,
     information_gain,
     information_matrix,
     leverage,
     margin,
     softplus_moments,
     update_leverage,
+    weighted_sum,
+    weighted_sum_by_cell,
 )
 from dal_native.pool import Pool
 from dal_native.selection import Batch, SelectionProblem, Selector, select_batch
@@ -51,6 +54,7 @@ __all__ = [
     "capabilities",
     "choice_probability",
     "choice_weight",
+    "hessian_vector",
     "information_gain",
     "information_matrix",
     "leverage",
@@ -61,4 +65,6 @@ __all__ = [
     "softplus_moments",
     "update_leverage",
     "use_backend",
+    "weighted_sum",
+    "weighted_sum_by_cell",
 ]

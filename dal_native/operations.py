@@ -353,6 +353,140 @@ def information_matrix(
     return out
 
 
+def weighted_sum(
+    differences: Any, weight: Any, *, backend: str = "auto", threads: int | None = None
+) -> Floats:
+    """Weighted sum of the differences, sum_t w_t x_t: one read of the rows.
+
+    Parameters
+    ----------
+    differences : Pool or array_like, (n, d)
+    weight : array_like, (n,)
+        Of any sign.
+
+    Returns
+    -------
+    ndarray of float64, (d,)
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, numbers that are not finite, or a sum that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.weighted_sum([[1.0, 2.0], [3.0, 4.0]], [1.0, -1.0])
+    array([-2., -2.])
+    """
+    pool = as_pool(differences)
+    w = _validate.floats(weight, "weight", 1)
+    _validate.length(w, len(pool), "weight", "conversation")
+    out = np.empty(pool.d)
+    _dispatch.find("weighted_sum", backend)(pool, w, out, _dispatch.threads(threads))
+    return _finite_sum(out)
+
+
+def hessian_vector(
+    differences: Any, weight: Any, vector: Any, *, backend: str = "auto", threads: int | None = None
+) -> Floats:
+    """Product of sum_t w_t x_t x_t' with a vector, in one read of the rows and without the matrix.
+
+    Parameters
+    ----------
+    differences : Pool or array_like, (n, d)
+    weight : array_like, (n,)
+        Of any sign.
+    vector : array_like, (d,)
+
+    Returns
+    -------
+    ndarray of float64, (d,)
+        sum_t w_t x_t (x_t' v).
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, numbers that are not finite, or a sum that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.hessian_vector([[1.0, 2.0], [3.0, 4.0]], [1.0, -1.0], [1.0, 0.0])
+    array([ -8., -10.])
+    """
+    pool = as_pool(differences)
+    w, v = _validate.floats(weight, "weight", 1), _validate.floats(vector, "vector", 1)
+    _validate.length(w, len(pool), "weight", "conversation")
+    _validate.length(v, pool.d, "vector", "feature")
+    out = np.empty(pool.d)
+    _dispatch.find("hessian_vector", backend)(pool, w, v, out, _dispatch.threads(threads))
+    return _finite_sum(out)
+
+
+def weighted_sum_by_cell(
+    differences: Any,
+    weight: Any,
+    cell: Any,
+    n_cells: int,
+    row: Any = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Floats:
+    """Weighted sums of the differences of each cell (of a teacher and a category, say), in one pass.
+
+    Parameters
+    ----------
+    differences : Pool or array_like, (n, d)
+    weight : array_like, (k,)
+        Of each entry, of any sign; without `row` an entry is a conversation, and k is n.
+    cell : array_like of int, (k,)
+        Cell of each entry, from 0.
+    n_cells : int
+    row : array_like of int, (k,), optional
+        Conversation of each entry; one may have many.
+
+    Returns
+    -------
+    ndarray of float64, (n_cells, d)
+        Row c: the sum of weight x over the entries of cell c, added in their order.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, indices out of range, numbers that are not finite, or a sum that overflows.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> dn.weighted_sum_by_cell([[1.0], [2.0]], [1.0, 1.0, 0.5], [0, 2, 2], 3, row=[0, 0, 1])
+    array([[1.],
+           [0.],
+           [2.]])
+    """
+    pool = as_pool(differences)
+    w, index = _validate.floats(weight, "weight", 1), None
+    if row is None:
+        _validate.length(w, len(pool), "weight", "conversation")
+    else:
+        index = _validate.integers(row, "row", 1)
+        _validate.length(index, len(w), "row", "weight")
+        _validate.within(index, len(pool), "row", "conversations")
+    c, cells = _validate.integers(cell, "cell", 1), _validate.whole(n_cells, "n_cells", 0)
+    _validate.length(c, len(w), "cell", "weight")
+    _validate.within(c, cells, "cell", "cells")
+    out = np.empty((cells, pool.d))
+    _dispatch.find("weighted_sum_by_cell", backend)(pool, index, w, c, out, _dispatch.threads(threads))
+    return _finite_sum(out)
+
+
+def _finite_sum(out: Floats) -> Floats:
+    if not np.isfinite(out).all():
+        raise ValueError("the weighted sum is not finite; expected smaller differences or weights")
+    return out
+
+
 def update_leverage(
     leverage: Any,
     pool: Any,

@@ -260,6 +260,14 @@ def oracle_information_matrix(x: Floats, weight: Floats, ridge: float) -> Extend
     return out
 
 
+def oracle_weighted_sum_by_cell(x: Floats, weight: Floats, cell: ArrayLike, cells: int) -> Extended:
+    """sum of w_q x_q over the entries q of each cell, added up one by one, (cells, d)."""
+    out = np.zeros((cells, x.shape[1]), np.longdouble)
+    for row, w, c in zip(_extended(x), _extended(weight), np.asarray(cell, np.int64), strict=True):
+        out[c] += w * row
+    return out
+
+
 def oracle_loss(
     x: Floats, choice: Floats, reward: ArrayLike, rationality: ArrayLike, sample_weight: ArrayLike
 ) -> np.longdouble:

@@ -22,6 +22,7 @@ ERROR = {
     "BestTeacher": 1e-12,
     "InformationMatrix": 1e-13,
     "SoftplusMoments": 1e-10,
+    "WeightedSum": 1e-12,
 }
 
 

@@ -295,6 +295,33 @@ void information_matrix(const PoolView& pool, const Doubles& weight, double ridg
   detached(r, threads, [&](const Call& call) { dal::information_matrix(r, w, ridge, to, call); });
 }
 
+void weighted_sum(const PoolView& pool, const Doubles& weight, Doubles out, int threads) {
+  const Rows r = pool.view();
+  const double* w = read(weight, "weight", {r.n});
+  double* to = write(out, "out", {r.d});
+  detached(r, threads, [&](const Call& call) { dal::weighted_sum(r, w, to, call); });
+}
+
+void hessian_vector(const PoolView& pool, const Doubles& weight, const Doubles& vector, Doubles out, int threads) {
+  const Rows r = pool.view();
+  const double *w = read(weight, "weight", {r.n}), *v = read(vector, "vector", {r.d});
+  double* to = write(out, "out", {r.d});
+  detached(r, threads, [&](const Call& call) { dal::hessian_vector(r, w, v, to, call); });
+}
+
+void weighted_sum_by_cell(const PoolView& pool, const std::optional<Integers>& row, const Doubles& weight,
+                          const Integers& cell, Doubles out, int threads) {
+  const Rows r = pool.view();
+  const int64_t count = length(weight), cells = length(out);
+  const double* w = read(weight, "weight", {count});
+  const int64_t *at = read(row, "row", {count}), *c = read(cell, "cell", {count});
+  if (at) check_indices(at, count, r.n, "row");
+  if (!at && count != r.n) refuse("weight: wrong length");
+  check_indices(c, count, cells, "cell");
+  double* to = write(out, "out", {cells, r.d});
+  detached(r, threads, [&](const Call& call) { dal::weighted_sum_by_cell(r, at, w, c, count, cells, to, call); });
+}
+
 void update_leverage(const PoolView& pool, const Doubles& direction, double coefficient, Doubles out, int threads) {
   const Rows r = pool.view();
   const double* v = read(direction, "direction", {r.d});
@@ -468,6 +495,11 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         DAL_IN("inverse_factor"), DAL_IN("conversations"), DAL_IN("out"), py::arg("threads"));
   m.def("information_matrix", &information_matrix, py::arg("pool"), DAL_IN("weight"), py::arg("ridge"), DAL_IN("out"),
         py::arg("threads"));
+  m.def("weighted_sum", &weighted_sum, py::arg("pool"), DAL_IN("weight"), DAL_IN("out"), py::arg("threads"));
+  m.def("hessian_vector", &hessian_vector, py::arg("pool"), DAL_IN("weight"), DAL_IN("vector"), DAL_IN("out"),
+        py::arg("threads"));
+  m.def("weighted_sum_by_cell", &weighted_sum_by_cell, py::arg("pool"), DAL_IN("row"), DAL_IN("weight"), DAL_IN("cell"),
+        DAL_IN("out"), py::arg("threads"));
   m.def("update_leverage", &update_leverage, py::arg("pool"), DAL_IN("direction"), py::arg("coefficient"),
         DAL_IN("out"), py::arg("threads"));
   m.def("bradley_terry_loss", &bradley_terry_loss, py::arg("pool"), DAL_IN("choice"), DAL_IN("reward"),

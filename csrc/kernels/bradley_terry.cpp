@@ -8,21 +8,6 @@
 
 namespace dal {
 namespace DAL_LEVEL {
-namespace {
-
-template <class S>
-void add_scaled(const S* x, double scale, int64_t d, double* out) {
-  constexpr int L = kLanes<double>;
-  int64_t k = 0;
-  for (; k + L <= d; k += L) {
-    const Full<double> total = load_raw<Full<double>>(out + k) + load<double, L>(x + k) * scale;
-    memcpy(out + k, &total, sizeof(total));
-  }
-  for (; k < d; ++k) out[k] += scale * static_cast<double>(widen(x[k]));
-}
-
-}  // namespace
-
 double bradley_terry(const void* rows, Storage storage, int64_t n, int64_t d, const double* choice,
                      const double* reward, const double* rationality, const double* sample_weight, double* gradient,
                      double* rationality_gradient) {

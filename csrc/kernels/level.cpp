@@ -45,6 +45,8 @@ const KernelTable table = {
     kTileRows,
     2 * kLanes<double>,
     outer_tile,
+    add_weighted_rows,
+    hessian_vector,
     softplus_hermite,
     softplus_wide,
     bradley_terry,

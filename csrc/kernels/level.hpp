@@ -63,6 +63,11 @@ double pair_weights(int64_t count, const double* leverage, const float* margin, 
 
 void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 
+void add_weighted_rows(const void* rows, Storage storage, int64_t d, const int64_t* row, int64_t count,
+                       const double* weight, const int64_t* cell, int64_t first, int64_t last, double* out);
+void hessian_vector(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight, const double* vector,
+                    double* out);
+
 void softplus_hermite(const double* mean, const double* sd, int64_t count, const double* node, const double* weight,
                       int64_t nodes, double* out, int64_t stride);
 void softplus_wide(const double* mean, const double* sd, const double* tail, int64_t count, const double* node,

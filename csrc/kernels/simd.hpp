@@ -147,6 +147,18 @@ inline double dot(const S* x, const double* y, int64_t d) {
   return total;
 }
 
+// out += scale x in float64
+template <class S>
+inline void add_scaled(const S* x, double scale, int64_t d, double* out) {
+  constexpr int L = kLanes<double>;
+  int64_t k = 0;
+  for (; k + L <= d; k += L) {
+    const Full<double> total = load_raw<Full<double>>(out + k) + load<double, L>(x + k) * scale;
+    memcpy(out + k, &total, sizeof(total));
+  }
+  for (; k < d; ++k) out[k] += scale * static_cast<double>(widen(x[k]));
+}
+
 }  // namespace
 }  // namespace DAL_LEVEL
 }  // namespace dal

@@ -119,6 +119,13 @@ struct KernelTable {
   int64_t tile_rows, tile_columns;
   void (*outer_tile)(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
 
+  // For q < count, columns first..last-1: out_(cell_q) += weight_q x_(row_q); null row: q, null cell: 0
+  void (*add_weighted_rows)(const void* rows, Storage storage, int64_t d, const int64_t* row, int64_t count,
+                            const double* weight, const int64_t* cell, int64_t first, int64_t last, double* out);
+  // out += sum_i weight_i (x_i' vector) x_i
+  void (*hessian_vector)(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight,
+                         const double* vector, double* out);
+
   // Means of the softplus family under normal laws, softplus.cpp: whole vectors of laws, five rows of results
   void (*softplus_hermite)(const double* mean, const double* sd, int64_t count, const double* node,
                            const double* weight, int64_t nodes, double* out, int64_t stride);

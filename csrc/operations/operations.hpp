@@ -27,6 +27,13 @@ void information_gain(const Rows& pool, const double* reward, const double* rati
 // out (d, d) = ridge I + sum_t weight_t x_t x_t'
 void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call);
 
+// out (d) = sum_t weight_t x_t, and sum_t weight_t (x_t' vector) x_t
+void weighted_sum(const Rows& rows, const double* weight, double* out, const Call& call);
+void hessian_vector(const Rows& rows, const double* weight, const double* vector, double* out, const Call& call);
+// out (cells, d): sum of weight_q x_(row_q) over the entries q < count of each cell; row null: q
+void weighted_sum_by_cell(const Rows& rows, const int64_t* row, const double* weight, const int64_t* cell, int64_t count,
+                          int64_t cells, double* out, const Call& call);
+
 void update_leverage(const Rows& pool, const double* direction, double coefficient, double* leverage, const Call& call);
 
 // out (5, n): E sp(t), E s(t), E s'(t), E t s'(t), E t^2 s'(t) under t ~ N(mean, sd^2)

@@ -91,6 +91,20 @@ def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, th
     _kernels.information_matrix(_view(pool), weight, ridge, out, threads)
 
 
+def weighted_sum(pool: Pool, weight: Floats, out: Floats, threads: int) -> None:
+    _kernels.weighted_sum(_view(pool), weight, out, threads)
+
+
+def hessian_vector(pool: Pool, weight: Floats, vector: Floats, out: Floats, threads: int) -> None:
+    _kernels.hessian_vector(_view(pool), weight, vector, out, threads)
+
+
+def weighted_sum_by_cell(
+    pool: Pool, row: Integers | None, weight: Floats, cell: Integers, out: Floats, threads: int
+) -> None:
+    _kernels.weighted_sum_by_cell(_view(pool), row, weight, cell, out, threads)
+
+
 def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:
     _kernels.update_leverage(_view(pool), direction, coefficient, out, threads)
 

@@ -225,6 +225,32 @@ def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, th
             out += root.T @ root
 
 
+def weighted_sum(pool: Pool, weight: Floats, out: Floats, threads: int) -> None:
+    """sum_t w_t x_t."""
+    out[:] = 0.0
+    with _float64():
+        for start, stop, x in pool.blocks():
+            out += weight[start:stop] @ x
+
+
+def hessian_vector(pool: Pool, weight: Floats, vector: Floats, out: Floats, threads: int) -> None:
+    """sum_t w_t x_t (x_t' v)."""
+    out[:] = 0.0
+    with _float64():
+        for start, stop, x in pool.blocks():
+            out += (weight[start:stop] * (x @ vector)) @ x
+
+
+def weighted_sum_by_cell(
+    pool: Pool, row: Integers | None, weight: Floats, cell: Integers, out: Floats, threads: int
+) -> None:
+    """out_c = sum of w_q x_(row_q) over the entries q with cell_q = c."""
+    out[:] = 0.0
+    with _float64():
+        for start, stop, x in _blocks(pool, row):
+            np.add.at(out, cell[start:stop], weight[start:stop, None] * x)
+
+
 def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:
     """h_i <- max(0, h_i - coefficient (x_i' direction)^2)   (Sherman-Morrison)."""
     with _float64():

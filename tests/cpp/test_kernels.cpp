@@ -536,6 +536,30 @@ void matrices_and_losses() {
       for (int64_t i = 0; i < d; ++i) em[static_cast<size_t>(i * d + i)] += 0.25;
       for (size_t k = 0; k < em.size(); ++k) ok = ok && close(m[k], em[k], 1e-10);
       for (size_t k = 0; k < eg.size(); ++k) ok = ok && close(g[k], eg[k], 1e-9);
+      std::vector<double> sum(static_cast<size_t>(d)), product(sum), cells(static_cast<size_t>(3 * d)), shared(cells);
+      std::vector<int64_t> row(static_cast<size_t>(n)), cell(row);
+      for (size_t q = 0; q < row.size(); ++q) {
+        row[q] = below(n);
+        cell[q] = below(3);
+      }
+      weighted_sum(view, beta.data(), sum.data(), Call{2, nullptr});
+      hessian_vector(view, weight.data(), theta.data(), product.data(), Call{2, nullptr});
+      weighted_sum_by_cell(view, row.data(), beta.data(), cell.data(), n, 3, cells.data(), Call{1, nullptr});
+      weighted_sum_by_cell(view, row.data(), beta.data(), cell.data(), n, 3, shared.data(), Call{3, nullptr});
+      check(cells == shared, "same bits for one and three threads");
+      for (int64_t j = 0; j < d; ++j) {
+        double by_loop = 0, by_matrix = 0, of_cells = 0, of_rows = 0;
+        for (int64_t t = 0; t < n; ++t) {
+          const auto at = static_cast<size_t>(t);
+          by_loop += beta[at] * rows.values[static_cast<size_t>(t * d + j)];
+          of_rows += cell[at] == 1 ? beta[at] * rows.values[static_cast<size_t>(row[at] * d + j)] : 0;
+        }
+        for (int64_t i = 0; i < d; ++i)
+          by_matrix += (em[static_cast<size_t>(j * d + i)] - (i == j ? 0.25 : 0)) * theta[static_cast<size_t>(i)];
+        of_cells = cells[static_cast<size_t>(d + j)];
+        ok = ok && close(sum[static_cast<size_t>(j)], by_loop, 1e-10) && close(of_cells, of_rows, 1e-10) &&
+             close(product[static_cast<size_t>(j)], by_matrix, 1e-9);
+      }
       check(ok && close(loss, expected, 1e-10), "n = " + std::to_string(n) + ", d = " + std::to_string(d));
     }
 }

@@ -94,6 +94,45 @@ def test_information_matrix(backend, dtype_name, d):
 
 @storage
 @shapes
+def test_weighted_sum(backend, dtype_name, d):
+    for n in SIZES_N:
+        p, _ = case(n, d, dtype_name)
+        x, w = p.rows(), np.random.default_rng(n).normal(0, 1, n)
+        got = dn.weighted_sum(p.pool(), w, backend=backend)
+        expected = t.oracle_weighted_sum_by_cell(x, w, np.zeros(n, int), 1)[0]
+        close(got, expected, t.tolerance(n), np.abs(w) @ np.abs(x))
+
+
+@storage
+@shapes
+def test_hessian_vector(backend, dtype_name, d):
+    """The matrix, formed, times the vector."""
+    for n in SIZES_N:
+        p, _ = case(n, d, dtype_name)
+        x, w = p.rows(), np.random.default_rng(n).normal(0, 1, n)
+        got = dn.hessian_vector(p.pool(), w, p.reward, backend=backend)
+        expected = t.oracle_information_matrix(x, w, 0.0) @ p.reward.astype(np.longdouble)
+        close(got, expected, t.tolerance(n + d), (np.abs(w) * (np.abs(x) @ np.abs(p.reward))) @ np.abs(x))
+
+
+@storage
+@shapes
+@pytest.mark.parametrize("cells", [1, 3, 40])
+def test_weighted_sum_by_cell(backend, dtype_name, d, cells):
+    for n in SIZES_N:
+        p, _ = case(n, d, dtype_name)
+        x, rng = p.rows(), np.random.default_rng(n)
+        for row in (None, rng.integers(0, n, 2 * n) if n else np.zeros(0, int)):
+            entries = x if row is None else x[row]
+            w, cell = rng.normal(0, 1, len(entries)), rng.integers(0, cells, len(entries))
+            got = dn.weighted_sum_by_cell(p.pool(), w, cell, cells, row, backend=backend)
+            expected = t.oracle_weighted_sum_by_cell(entries, w, cell, cells)
+            size = t.oracle_weighted_sum_by_cell(np.abs(entries), np.abs(w), cell, cells).astype(float)
+            close(got, expected, t.tolerance(n), size)
+
+
+@storage
+@shapes
 def test_update_leverage(backend, dtype_name, d):
     """After asking one pair, Sherman-Morrison gives the leverages of the new matrix."""
     for n in SIZES_N[1:]:
@@ -197,6 +236,12 @@ def everything(p, backend, threads):
         "update": dn.update_leverage(h, pool, p.reward, 0.01, **options),
         "information gain": dn.information_gain(pool, p.reward, p.rationality, p.matrix, **options),
         "information matrix": dn.information_matrix(pool, weight, **options),
+        "weighted sum": dn.weighted_sum(pool, weight - 0.1, **options),
+        "Hessian times vector": dn.hessian_vector(pool, weight - 0.1, p.reward, **options),
+        "weighted sum by cell": dn.weighted_sum_by_cell(pool, weight - 0.1, p.category, 3, **options),
+        "weighted sum of rows": dn.weighted_sum_by_cell(
+            pool, y, p.category, 3, rng.integers(0, n, n), **options
+        ),
         "loss": np.array(loss),
         "gradient": gradient,
         "rationality gradient": b_gradient,

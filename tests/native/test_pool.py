@@ -267,6 +267,14 @@ def test_completions_equal_their_differences(backend, dtype_name, d):
     w = rng.random(len(pool))
     M = dn.information_matrix(pool, w, backend=backend)
     assert pytest.approx(dn.information_matrix(explicit, w, backend=backend), rel=1e-11, abs=1e-11) == M
+    cell, row = rng.integers(0, 3, len(pool)), rng.integers(0, len(pool), len(pool))
+    for operation in (
+        lambda of: dn.weighted_sum(of, w, backend=backend),
+        lambda of: dn.hessian_vector(of, w, p.reward, backend=backend),
+        lambda of: dn.weighted_sum_by_cell(of, w, cell, 3, backend=backend),
+        lambda of: dn.weighted_sum_by_cell(of, w, cell, 3, row, backend=backend),
+    ):
+        assert operation(pool) == pytest.approx(operation(explicit), rel=1e-9, abs=1e-10)
     y = rng.random(len(pool))
     loss, gradient, _ = dn.bradley_terry_loss(pool, y, p.reward, 1.5, backend=backend)
     expected_loss, expected_gradient, _ = dn.bradley_terry_loss(explicit, y, p.reward, 1.5, backend=backend)

@@ -162,6 +162,10 @@ def test_every_operation(tmp_path, problem, backend, method):
             pool, problem.reward, problem.rationality, problem.matrix, backend=backend
         ),
         lambda pool: dn.information_matrix(pool, w, backend=backend),
+        lambda pool: dn.weighted_sum(pool, w, backend=backend),
+        lambda pool: dn.hessian_vector(pool, w, problem.reward, backend=backend),
+        lambda pool: dn.weighted_sum_by_cell(pool, w, np.arange(N) % 7, 7, backend=backend),
+        lambda pool: dn.weighted_sum_by_cell(pool, w[:5], [0, 1, 1, 1, 0], 2, some, backend=backend),
         lambda pool: dn.update_leverage(np.ones(N), pool, problem.rows()[5], 0.1, backend=backend),
         lambda pool: dn.bradley_terry_loss(pool, y, problem.reward, 1.5, backend=backend)[1],
         lambda pool: select(pool, problem, backend=backend, method=method).gain,
