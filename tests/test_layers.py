@@ -36,6 +36,7 @@ ORDER = {
         ("sources",),
         ("reward",),
         ("design",),
+        ("batches",),
         ("policy",),
         ("campaign",),
         ("comparison",),

@@ -22,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 import dal_native as dn
+from dal_native import _validate as V
 
-from . import design
+from . import batches, design
 from ._files import atomic_write, file_sha256, fingerprint, read_json_lines, write_jsonl
 from ._ledger import Issued, Ledger, LedgerError, campaign_lock
 from .conversations import Conversations, Texts
 from .reward import RewardModel
-from .teachers import side_swapped
+from .teachers import Teachers, side_swapped
 
 __all__ = [
     "AnswersRefused",
@@ -80,6 +81,19 @@ class Design:
         k of the dual rule's optimistic margin.
     capacity : tuple of int or None
         How often each teacher may be asked in one batch.
+    explore : int
+        A teacher who was put fewer questions than this (answered or open) has first claim on half of every
+        batch after the seed labels; whom asked least goes first, about the conversations that the method
+        likes best for him. The same for every method but "oracle", which has nobody to find out about. Seed
+        labels deal the teachers out evenly already, so this matters where they are fewer than
+        `explore` times the teachers, or teachers are many.
+    gold_share : float
+        Share of all questions, from the first batch on, that are gold questions: conversations with known
+        answers, put to the teachers whose rationality is least certain, never twice to the same one. They
+        come from at most a tenth of the training prompts and are asked as nothing else. The known answer of
+        each that was answered enters the fit as the answer of one more teacher, whose rationality the prior
+        expects at `batches.GOLD_RATIONALITY` times the average one's: the fit stays one likelihood, trusts
+        the known answers from the start, and would notice if they cannot be fitted. Not for "oracle".
 
     Raises
     ------
@@ -105,26 +119,48 @@ class Design:
     repeats: int = 1
     optimism: float = 0.0
     capacity: tuple[int, ...] | None = None
+    explore: int = 0
+    gold_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in design.METHODS:
             raise ValueError(f"method is {self.method!r}, expected one of {', '.join(design.METHODS)}")
-        for name, least in (("budget", 1), ("batch", 1), ("seed_labels", 0), ("seed", 0), ("repeats", 1)):
+        for name, least in (
+            ("budget", 1),
+            ("batch", 1),
+            ("seed_labels", 0),
+            ("seed", 0),
+            ("repeats", 1),
+            ("explore", 0),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
         for name in ("ridge", "rationality_scale"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value!r}, expected a finite number above 0")
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number above 0")
         for name in ("stop_gain", "optimism"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+            if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number of at least 0")
+        if not (_is_number(self.gold_share) and 0 <= self.gold_share < 1):
+            raise ValueError(f"gold_share is {self.gold_share!r}, expected a share of at least 0 and below 1")
+        if not isinstance(self.signed, bool | np.bool_):
+            raise ValueError(f"signed is {self.signed!r}, expected True or False")
+        self._check_capacity()
         if self.fit not in _FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {', '.join(_FITS)}")
         if self.seed_labels > self.budget:
             raise ValueError(f"seed_labels is {self.seed_labels}, expected at most budget ({self.budget})")
+
+    def _check_capacity(self) -> None:
+        if self.capacity is None:
+            return
+        entries = self.capacity if isinstance(self.capacity, tuple | list) else (self.capacity,)
+        for entry in entries:
+            if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or entry < 0:
+                raise ValueError(
+                    f"capacity is {self.capacity!r}, expected whole numbers of at least 0, one a teacher"
+                )
 
     def model(self, rationality: Floats | None = None) -> RewardModel:
         """A model to fit as these settings say.
@@ -151,6 +187,12 @@ class Design:
             rationality=rationality,
             signed=self.signed,
         )
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number, and no bool."""
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return real and bool(np.isfinite(value))
 
 
 @dataclass(frozen=True)
@@ -245,6 +287,9 @@ class Study:
         Conversations that may be asked about; all by default.
     held_out : array_like of int, optional
         Conversations to measure accuracy on.
+    gold : array_like of int, optional
+        Conversations in training, with a known answer of 0 or 1, that are asked as gold questions and as
+        nothing else; by default `batches.gold_conversations` where the settings have a `gold_share`.
     truth : tuple of (d,) and (m, C) arrays, optional
         True theta and rationalities, where a simulation knows them.
     common : tuple of (d,) and (m, C) arrays, optional
@@ -262,6 +307,11 @@ class Study:
         The last fit.
     waiting : int
         Pairs issued and neither answered nor withdrawn.
+
+    Raises
+    ------
+    ValueError
+        An index, a shape or the teachers do not fit, or a gold question has no known answer.
 
     Examples
     --------
@@ -282,17 +332,37 @@ class Study:
         *,
         train: ArrayLike | None = None,
         held_out: ArrayLike | None = None,
+        gold: ArrayLike | None = None,
         truth: tuple[Floats, Floats] | None = None,
         common: tuple[Floats, Floats] | None = None,
         ledger: Ledger | None = None,
         cell: str = "main",
     ) -> None:
+        if not isinstance(conversations, Conversations):
+            raise ValueError(
+                f"conversations is of type {type(conversations).__name__}, expected Conversations"
+            )
+        if not isinstance(teachers, Teachers):
+            raise ValueError(
+                f"teachers is of type {type(teachers).__name__}, expected Teachers (names, cost, ask)"
+            )
+        if not (settings is None or isinstance(settings, Design)):
+            raise ValueError(f"settings is of type {type(settings).__name__}, expected a Design")
         self.conversations, self.teachers = conversations, teachers
         self.settings = settings or Design()
-        self.train = np.arange(conversations.n) if train is None else np.unique(np.asarray(train, np.int64))
-        self.truth, self.common, self.cell = truth, common or truth, cell
-        self.ledger = ledger if ledger is not None else Ledger(":memory:")
         self.n_teachers = len(teachers.names)
+        self.train = _rows_of(train, "train", conversations.n, np.arange(conversations.n))
+        if not len(self.train):
+            raise ValueError("train holds no conversation, expected at least one")
+        self.gold = self._gold_questions(gold)
+        self.truth = self._checked("truth", truth)
+        self.common, self.cell = self._checked("common", common) or self.truth, cell
+        if self.settings.capacity is not None and len(self.settings.capacity) != self.n_teachers:
+            raise ValueError(
+                f"capacity has {len(self.settings.capacity)} numbers, expected {self.n_teachers}, "
+                "one for each teacher"
+            )
+        self.ledger = ledger if ledger is not None else Ledger(":memory:")
         self._position = np.full(conversations.n, -1, np.int64)  # of a conversation among those in training
         self._position[self.train] = np.arange(len(self.train))
         everything = len(self.train) == conversations.n
@@ -301,11 +371,42 @@ class Study:
         self._selector = dn.Selector(self._pool)
         allowed = teachers.admissible()
         self._candidates = None if allowed is None else sparse.csr_matrix(allowed)[self.train]
-        self._held_out = _Measure(conversations, held_out)
+        rows = _rows_of(held_out, "held_out", conversations.n, np.zeros(0, np.int64))
+        self._held_out = _Measure(conversations, rows)
         self.model: RewardModel | None = None
         self._seconds_fitting = 0.0
         self.rounds: list[Round] = []
         self._restore()
+
+    def _gold_questions(self, given: ArrayLike | None) -> Integers:
+        """The gold questions, checked; none where the settings have no place for them."""
+        if self.settings.gold_share == 0 or self.settings.method == "oracle":
+            return np.zeros(0, np.int64)
+        if given is None:
+            return batches.gold_conversations(self.conversations, self.train, self.settings.seed)
+        rows = _rows_of(given, "gold", self.conversations.n, self.train)
+        for wrong, reason in (
+            (~np.isin(rows, self.train), "is not in training"),
+            (~np.isin(self.conversations.gold[rows], (0.0, 1.0)), "has no known answer of 0 or 1"),
+        ):
+            if wrong.any():
+                name = self.conversations.ids[rows[np.argmax(wrong)]]
+                raise ValueError(f"gold holds conversation {name!r}, which {reason}, expected gold questions")
+        return rows
+
+    def _checked(self, name: str, given: Any) -> tuple[Floats, Floats] | None:
+        """theta and rationalities of a known truth, in the right shapes."""
+        if given is None:
+            return None
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise ValueError(f"{name} is {given!r}, expected a pair: reward and rationality")
+        reward = V.reward(given[0], self.conversations.d)
+        rationality = V.rationality(given[1], self.conversations.n_categories, f"{name}'s rationality")
+        if len(rationality) != self.n_teachers:
+            raise ValueError(
+                f"{name}'s rationality is of {len(rationality)} teachers, expected {self.n_teachers}"
+            )
+        return reward, rationality
 
     # --------------------------------------------------------------------------------------------- the state
 
@@ -320,12 +421,20 @@ class Study:
             self._fit()
 
     def picks(self) -> list[dict[str, Any]]:
-        """Every pair asked, in order, by name: round, conversation, teacher, gain, and the answer or None."""
+        """Every pair asked, in order, by name.
+
+        Returns
+        -------
+        list of dict
+            ``round``, ``conversation``, ``teacher``, ``gain``, ``purpose`` ("seed", "design", "explore" or
+            "gold") and ``answer``, None where there is none.
+        """
         rows = zip(
             self.issued.round.tolist(),
             self.issued.conversation.tolist(),
             self.issued.teacher.tolist(),
             self.issued.gain.tolist(),
+            self.purpose(),
             strict=True,
         )
         return [
@@ -334,10 +443,20 @@ class Study:
                 "conversation": self.conversations.ids[i],
                 "teacher": self.teachers.names[j],
                 "gain": gain,
+                "purpose": purpose,
                 "answer": self.answers.get((i, j)),
             }
-            for number, i, j, gain in rows
+            for number, i, j, gain, purpose in rows
         ]
+
+    def purpose(self) -> list[str]:
+        """Why each pair was asked, in order: "seed", "design", "explore" or "gold"."""
+        body = self.ledger.batches(self.cell)
+        found: list[str] = []
+        for number, size in zip(*np.unique(self.issued.round, return_counts=True), strict=True):
+            usual = "seed" if number == 0 and self.settings.seed_labels > 0 else batches.DESIGN
+            found += body[int(number)].get("purpose") or [usual] * int(size)
+        return found
 
     def measure(self, reward: Floats) -> tuple[float | None, float | None]:
         """Accuracy and log loss of this reward on the held-out conversations; None without a known truth."""
@@ -389,22 +508,33 @@ class Study:
         i, j, y = list(zip(*rows, strict=True)) or [(), (), ()]
         return np.array(i, np.int64), np.array(j, np.int64), np.array(y, np.float64)
 
+    def known(self) -> Integers:
+        """Gold questions that were answered, by whomever: their known answers count, (k,) ascending."""
+        if not len(self.gold):
+            return np.zeros(0, np.int64)
+        answered = np.unique(np.array([i for i, _ in self.answers], np.int64))
+        return np.intersect1d(answered, self.gold)
+
     def _new_model(self) -> RewardModel:
-        known = self.truth[1] if self.settings.method == "oracle" and self.truth is not None else None
-        return self.settings.model(known)
+        told = self.truth[1] if self.settings.method == "oracle" and self.truth is not None else None
+        return self.settings.model(told)
 
     def _fit(self) -> None:
         """Fit from a cold start to all answers so far (none at all leaves the prior)."""
         conversation, teacher, label = self.labelled()
+        known, c = self.known(), self.conversations
         start = time.perf_counter()
         if len(label):
+            rows = np.concatenate([conversation, known])
+            differences = np.asarray(c.differences(rows), np.float64)
+            differences[len(conversation) :] *= batches.GOLD_RATIONALITY
             self.model = self._new_model().fit(
-                self.conversations.differences(conversation),
-                label,
-                teacher=teacher,
-                category=self.conversations.category[conversation],
-                n_teachers=self.n_teachers,
-                n_categories=self.conversations.n_categories,
+                differences,
+                np.concatenate([label, c.gold[known]]),
+                teacher=np.concatenate([teacher, np.full(len(known), self.n_teachers)]),
+                category=c.category[rows],
+                n_teachers=self.n_teachers + bool(len(self.gold)),
+                n_categories=c.n_categories,
             )
         self._seconds_fitting = time.perf_counter() - start
 
@@ -414,7 +544,7 @@ class Study:
         if self.model is None:
             shape = (self.n_teachers, self.conversations.n_categories)
             return np.zeros(self.conversations.d), np.ones(shape)
-        return np.asarray(self.model.coef_), np.asarray(self.model.rationality_)
+        return np.asarray(self.model.coef_), np.asarray(self.model.rationality_)[: self.n_teachers]
 
     def information(self, reward: Floats, rationality: Floats) -> Floats:
         """Information of every pair asked so far, ridge included, at these parameters: (d, d)."""
@@ -424,18 +554,25 @@ class Study:
         weight = np.asarray(dn.choice_weight(differences @ reward, beta))
         return np.asarray(dn.information_matrix(differences, weight, ridge=self.settings.ridge))
 
+    def _known_information(self, reward: Floats) -> Floats:
+        """What the known answers of gold questions add to the information: (d, d)."""
+        known = self.known()
+        if self.model is None or not len(known):
+            return np.zeros((self.conversations.d, self.conversations.d))
+        differences = self.conversations.differences(known)
+        beta = self.model.rationality_[self.n_teachers, self.conversations.category[known]]
+        weight = np.asarray(dn.choice_weight(differences @ reward, batches.GOLD_RATIONALITY * beta))
+        return np.asarray((differences.T * weight) @ differences)
+
     def _state(self) -> design.DesignState:
         reward, rationality = self.estimates
-        asked = np.stack([self._position[self.issued.conversation], self.issued.teacher], axis=1)
         return design.DesignState(
             pool=self._pool,
             category=self._training.category,
             reward=reward,
             rationality=rationality,
-            matrix=self.information(reward, rationality),
-            admissible=design.Admissible(
-                len(self.train), self.n_teachers, self._candidates, asked, self.settings.capacity
-            ),
+            matrix=self.information(reward, rationality) + self._known_information(reward),
+            admissible=self._admissible(self._position[self.gold]),
             ridge=self.settings.ridge,
             cost=getattr(self.teachers, "cost", None),
             repeats=self.settings.repeats,
@@ -443,6 +580,25 @@ class Study:
             truth=self.truth,
             selector=self._selector,
         )
+
+    def _admissible(self, closed: Integers) -> design.Admissible:
+        asked = np.stack([self._position[self.issued.conversation], self.issued.teacher], axis=1)
+        sizes = len(self.train), self.n_teachers
+        return design.Admissible(*sizes, self._candidates, asked, self.settings.capacity, closed)
+
+    def _gold_places(self, size: int) -> batches.GoldQuestions | None:
+        """Gold questions for a batch of this size, so that their share of all questions is kept."""
+        if not len(self.gold):
+            return None
+        so_far = sum(why == batches.GOLD for why in self.purpose())
+        wanted = int(self.settings.gold_share * (len(self.issued.round) + size) + 0.5)
+        closed = np.ones(len(self.train), bool)
+        closed[self._position[self.gold]] = False
+        spread = np.zeros((self.n_teachers, self.conversations.n_categories))
+        if self.model is not None:
+            spread = self.model.rationality_se_[: self.n_teachers] / np.abs(self.estimates[1])
+        free = self._admissible(np.flatnonzero(closed))
+        return batches.GoldQuestions(max(0, wanted - so_far), free, spread)
 
     # --------------------------------------------------------------------------------------------- the steps
 
@@ -468,12 +624,7 @@ class Study:
             return 0
         self.restore_model()
         start = time.perf_counter()
-        state = self._state()
-        if s.seed_labels > 0 and not self.answers:  # nothing to tell one teacher from another yet
-            picks = self._seed_picks(state, size, number)
-        else:
-            stream = design.random_stream(s.seed, s.method, number)
-            picks = design.METHODS[s.method](state, size, stream)
+        picks, purpose = self._chosen(size, number)
         seconds = time.perf_counter() - start
         if len(picks.conversation) == 0 or (
             s.stop_gain > 0 and number > 0 and picks.gain.mean() < s.stop_gain
@@ -487,10 +638,34 @@ class Study:
             picks.teacher,
             picks.gain,
             self._sides(conversation, picks.teacher),
-            {"d_efficiency": picks.d_efficiency, "seconds_selecting": seconds},
+            {"d_efficiency": picks.d_efficiency, "seconds_selecting": seconds, "purpose": list(purpose)},
         )
         self._read()
         return len(conversation)
+
+    def _chosen(self, size: int, number: int) -> batches.Batch:
+        """The batch of this round: gold questions, teachers owed a hearing, and the method's own picks."""
+        s = self.settings
+        seeding = s.seed_labels > 0 and not self.answers  # nothing to tell one teacher from another yet
+        stream = design.random_stream(s.seed, s.method, number)
+
+        def choose(state: design.DesignState, places: int) -> design.Picks:
+            if seeding:
+                return self._seed_picks(state, places, number)
+            return design.METHODS[s.method](state, places, stream)
+
+        found = batches.choose_batch(
+            self._state(),
+            size,
+            choose,
+            asked=np.bincount(self._kept()[1], minlength=self.n_teachers),
+            explore=0 if seeding or s.method == "oracle" else s.explore,
+            gold=self._gold_places(size),
+            rng=design.random_stream(s.seed, "parts", number),
+        )
+        if not seeding:
+            return found
+        return found._replace(purpose=tuple("seed" if w == batches.DESIGN else w for w in found.purpose))
 
     def _sides(self, conversation: Integers, teacher: Integers) -> list[bool]:
         """Whether b is shown on the left, for each pair."""
@@ -596,11 +771,19 @@ class Study:
         )
 
 
+def _rows_of(given: ArrayLike | None, name: str, n: int, default: Integers) -> Integers:
+    """Indices of conversations, ascending, each once."""
+    if given is None:
+        return default
+    rows = V.integers(given, name, 1)
+    V.within(rows, n, name, "conversations")
+    return np.unique(rows)
+
+
 class _Measure:
     """Accuracy and log loss of a reward on the held-out conversations whose truth is 0 or 1."""
 
-    def __init__(self, conversations: Conversations, held_out: ArrayLike | None) -> None:
-        rows = np.zeros(0, np.int64) if held_out is None else np.asarray(held_out, np.int64)
+    def __init__(self, conversations: Conversations, rows: Integers) -> None:
         gold = conversations.gold[rows]
         rows = rows[(gold == 0.0) | (gold == 1.0)]
         self.sign = 2.0 * conversations.gold[rows] - 1.0
@@ -728,6 +911,10 @@ class Campaign:
             raise ValueError(
                 "teachers holds an empty name, a name twice or nothing, expected names, each once"
             )
+        settings = settings or Design(budget=UNLIMITED)
+        Study(
+            conversations, _Elsewhere(names), settings
+        )  # what cannot be is refused before anything is written
         if (out / "campaign.sqlite").exists():
             raise ValueError(f"{out}: holds a campaign already; go on with it, or use another folder")
         # A creation that was killed leaves these beside the lock; without it they are somebody else's.
@@ -735,7 +922,6 @@ class Campaign:
         if taken and not (out / "campaign.lock").exists():
             raise ValueError(f"{taken[0]}: exists; expected a folder without it for the campaign")
         out.mkdir(parents=True, exist_ok=True)
-        settings = settings or Design(budget=UNLIMITED)
         with contextlib.ExitStack() as stack:
             stack.enter_context(campaign_lock(out))
             save_conversations(out, conversations, names)

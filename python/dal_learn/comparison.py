@@ -32,6 +32,7 @@ import dal_native as dn
 
 from ._files import atomic_write, write_csv, write_jsonl
 from ._ledger import Ledger, LedgerError, campaign_lock
+from .batches import gold_conversations
 from .campaign import Design, Round, Study, split_by_prompt
 from .conversations import Conversations
 from .design import METHODS
@@ -460,6 +461,8 @@ def compare(
         raise ValueError(f"workers is {workers!r}, expected a whole number of at least 1")
     for seed in range(comparison.seeds):  # a split that cannot be made is refused before anything is written
         train, _ = split_by_prompt(problem.conversations.prompt, comparison.holdout, seed)
+        if comparison.design.gold_share > 0:
+            gold_conversations(problem.conversations, train, seed)
         if problem.votes is not None and not np.isin(problem.votes.conversation, train).any():
             held = f", and seed {seed} holds all of them out" if len(problem.votes) else ""
             raise ValueError(f"there are {len(problem.votes)} votes{held}; expected votes to learn from")

@@ -90,11 +90,13 @@ class Admissible:
         Pairs (conversation, teacher) already asked.
     capacity : array_like of int, (m,), optional
         How often each teacher may be asked in one batch; no limit where absent.
+    closed : array_like of int, (k,), optional
+        Conversations that nobody may be asked about.
 
     Raises
     ------
     ValueError
-        The shape of `candidates` or an index in `asked` does not fit.
+        The shape of `candidates` or an index in `asked` or `closed` does not fit.
 
     Examples
     --------
@@ -110,6 +112,7 @@ class Admissible:
         candidates: Any = None,
         asked: ArrayLike | None = None,
         capacity: ArrayLike | None = None,
+        closed: ArrayLike | None = None,
     ) -> None:
         self.n, self.m = n, m
         pairs = np.zeros((0, 2), np.int64) if asked is None else np.asarray(asked, np.int64).reshape(-1, 2)
@@ -119,11 +122,16 @@ class Admissible:
         self.capacity = None if capacity is None else np.asarray(capacity, np.int64)
         if self.capacity is not None and self.capacity.shape != (m,):
             raise ValueError(f"capacity has shape {self.capacity.shape}, expected ({m},)")
+        self.closed = np.unique(np.zeros(0, np.int64) if closed is None else np.asarray(closed, np.int64))
+        if len(self.closed) and not 0 <= self.closed[0] <= self.closed[-1] < n:
+            raise ValueError(f"closed holds a conversation outside {n} conversations")
+        self._open = np.ones(n, bool)
+        self._open[self.closed] = False
         self.candidates = None
         if candidates is not None:
             self.candidates = _csr(candidates, n, m)
             self._row = np.repeat(np.arange(n), np.diff(self.candidates.indptr))
-            self._free = np.ones(self.candidates.nnz, bool)
+            self._free = self._open[self._row]
             self._free[self._positions(pairs)] = False
         else:
             self._taken: dict[int, list[int]] = {}
@@ -140,21 +148,56 @@ class Admissible:
         found[found] = key[place[found]] == wanted[found]
         return place[found]
 
+    def after(
+        self, pairs: Integers, *, capacity: ArrayLike | None = None, closed: ArrayLike | None = None
+    ) -> Admissible:
+        """What is left when these pairs were asked, too.
+
+        Parameters
+        ----------
+        pairs : ndarray of int, (k, 2)
+            Pairs (conversation, teacher).
+        capacity : array_like of int, (m,), optional
+            In place of what the pairs leave of the present one.
+        closed : array_like of int, optional
+            Conversations to close besides those that are.
+
+        Returns
+        -------
+        Admissible
+
+        Examples
+        --------
+        >>> left = Admissible(2, 3, capacity=[1, 1, 1]).after(np.array([[0, 1]]), closed=[0])
+        >>> left.conversations(1).tolist(), left.capacity.tolist()
+        ([1], [1, 0, 1])
+        """
+        left = self.capacity
+        if capacity is not None:
+            left = np.asarray(capacity, np.int64)
+        elif left is not None:
+            left = np.maximum(left - np.bincount(pairs[:, 1], minlength=self.m), 0)
+        more = np.zeros(0, np.int64) if closed is None else np.asarray(closed, np.int64)
+        asked = np.concatenate([self.asked, pairs])
+        return Admissible(self.n, self.m, self.candidates, asked, left, np.concatenate([self.closed, more]))
+
     def teachers(self, conversation: int) -> Integers:
         """Teachers that may still be asked about this conversation: (k,) int64, ascending."""
         if self.candidates is not None:
             start, stop = self.candidates.indptr[conversation : conversation + 2]
             free = self._free[start:stop]
             return np.asarray(self.candidates.indices[start:stop][free], np.int64)
-        everyone = np.arange(self.m)
+        everyone = np.arange(self.m if self._open[conversation] else 0)
         taken = self._taken.get(conversation)
-        return everyone if taken is None else np.delete(everyone, taken)
+        return everyone if taken is None or not len(everyone) else np.delete(everyone, taken)
 
     def conversations(self, teacher: int) -> Integers:
         """Conversations this teacher may still be asked about: (k,) int64, ascending."""
         if self.candidates is not None:
             return np.asarray(self._row[self._free & (self.candidates.indices == teacher)])
-        return np.delete(np.arange(self.n), self.asked[self.asked[:, 1] == teacher, 0])
+        free = self._open.copy()
+        free[self.asked[self.asked[:, 1] == teacher, 0]] = False
+        return np.flatnonzero(free)
 
     def count(self) -> Integers:
         """How many teachers may still be asked about each conversation: (n,) int64."""
@@ -163,13 +206,15 @@ class Admissible:
         left = np.full(self.n, self.m, np.int64)
         for i, taken in self._taken.items():
             left[i] -= len(taken)
+        left[self.closed] = 0
         return left
 
     def count_of_teachers(self) -> Integers:
         """How many conversations each teacher may still be asked about: (m,) int64."""
         if self.candidates is not None:
             return np.bincount(self.candidates.indices[self._free], minlength=self.m).astype(np.int64)
-        return self.n - np.bincount(np.unique(self.asked, axis=0)[:, 1], minlength=self.m)
+        taken = np.unique(self.asked[self._open[self.asked[:, 0]]], axis=0)
+        return self.n - len(self.closed) - np.bincount(taken[:, 1], minlength=self.m)
 
     def total(self) -> int:
         """How many pairs may still be asked."""
@@ -451,8 +496,9 @@ def _exact_batch(
         options["candidates"] = sparse.csr_matrix(
             (np.ones(len(teacher), bool), (conversation, teacher)), shape=shape
         )
-    elif len(allowed.asked):
-        options["exclude"] = allowed.asked
+    elif len(allowed.asked) or len(allowed.closed):
+        everyone = np.full(len(allowed.closed), -1)
+        options["exclude"] = np.concatenate([allowed.asked, np.stack([allowed.closed, everyone], axis=1)])
     if selector is not None:
         return selector.select(reward, rationality, matrix, size, **options)
     return dn.select_batch(state.pool, reward, rationality, matrix, size, **options)
@@ -571,7 +617,8 @@ def _largest_weight(state: DesignState, margin: Floats) -> Floats:
         return largest
     _, largest = dn.best_teacher(margin, state.category, state.rationality)
     largest = np.array(largest)
-    for i in np.unique(allowed.asked[:, 0]).tolist():
+    largest[allowed.closed] = 0.0
+    for i in np.setdiff1d(allowed.asked[:, 0], allowed.closed).tolist():
         beta = state.rationality[allowed.teachers(i), state.category[i]]
         weight = np.asarray(dn.choice_weight(np.full(len(beta), margin[i]), beta))
         largest[i] = weight.max(initial=0.0)

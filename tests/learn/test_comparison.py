@@ -129,7 +129,7 @@ def test_files_are_whole_and_safe(tmp_path):
     comparison.compare(simulated(), settings(), tmp_path)
     picks = [json.loads(line) for line in (tmp_path / "picks.jsonl").read_text().splitlines()]
     assert len(picks) == 26
-    assert set(picks[0]) == {"round", "conversation", "teacher", "gain", "answer"}
+    assert set(picks[0]) == {"round", "conversation", "teacher", "gain", "purpose", "answer"}
     table = (tmp_path / "teachers.csv").read_text().splitlines()
     assert table[0].startswith("teacher,category,votes,rationality,low,high")
     assert any(line.startswith("'=ben,x,") for line in table) and any(",'=y," in line for line in table)
