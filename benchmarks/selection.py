@@ -162,6 +162,21 @@ class SelectConstraints(_Selection):
         self.prepare(common.pool_problem(*size), **{constraint: options[constraint]()})
 
 
+class SelectCriteria(_Selection):
+    """What a pair is worth: the rationality as it is, or the best in an interval around it."""
+
+    params = (SIZES, ["plug_in", "optimistic"])
+    param_names = ("n, d", "criterion")
+
+    def setup(self, size, criterion):
+        problem = common.pool_problem(*size)
+        options = {"criterion": criterion}
+        if criterion == "optimistic":
+            beta = np.abs(problem.rationality)
+            options["rationality_interval"] = np.stack([beta / 1.5, beta * 1.5], axis=-1)
+        self.prepare(problem, **options)
+
+
 class SelectCompletions(_Selection):
     """Pairs of the completions of each prompt; a read is of the completions."""
 

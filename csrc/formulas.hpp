@@ -44,4 +44,10 @@ DAL_FORMULA double information_gain(double weight, double leverage) { return log
 // margin u, rises while beta |u| < t* and falls after it.
 static constexpr double kPeakRationality = 2.3993572805154676;
 
+// The rationality in [lower, upper] whose weight at this margin is largest.
+DAL_FORMULA double best_rationality(double margin, double lower, double upper) {
+  const double peak = kPeakRationality / fabs(margin);
+  return peak < lower ? lower : peak > upper ? upper : peak;
+}
+
 }  // namespace dal

@@ -85,6 +85,7 @@ def select_batch(
     pool: PoolView,
     reward: Floats,
     rationality: Floats,
+    upper: Floats | None,
     matrix: Floats,
     factor: Floats,
     inverse_factor: Floats,

@@ -243,6 +243,25 @@ def rationality(values: Any, n_categories: int, name: str = "rationality") -> ND
     return beta
 
 
+def rationality_interval(values: Any, m: int, n_categories: int) -> tuple[NDArray[f8], NDArray[f8]]:
+    """Lower and upper ends, (m, C) each, of the size of each rationality; (m, 2) holds for every category."""
+    name = "rationality_interval"
+    ends = floats(values, name, (2, 3))
+    length(ends, m, name, "teacher")
+    if ends.shape[-1] != 2 or (ends.ndim == 3 and ends.shape[1] != n_categories):
+        raise ValueError(f"{name} has shape {ends.shape}; expected ({m}, 2) or ({m}, {n_categories}, 2)")
+    lower, upper = ends[..., 0], ends[..., 1]
+    if float(lower.min()) < 0.0:
+        raise ValueError(f"{name} holds {float(lower.min()):g}; expected sizes of rationalities, at least 0")
+    if float(upper.max()) > LARGEST_RATIONALITY:
+        raise ValueError(f"{name} holds {float(upper.max()):g}; expected at most {LARGEST_RATIONALITY:g}")
+    if (lower > upper).any():
+        at = tuple(int(k) for k in np.argwhere(lower > upper)[0])
+        place = at[0] if len(at) == 1 else at
+        raise ValueError(f"{name} holds [{lower[at]:g}, {upper[at]:g}] at {place}; expected lower ends first")
+    return teacher_table(lower, name, m, n_categories), teacher_table(upper, name, m, n_categories)
+
+
 def teacher_table(values: Any, name: str, m: int, n_categories: int) -> NDArray[f8]:
     """A number for each teacher, or for each teacher and category: (m, C) float64."""
     a = floats(values, name, (1, 2))

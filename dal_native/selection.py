@@ -18,6 +18,8 @@ from dal_native.pool import Pool, as_pool
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+#: What a pair can be worth; see `select_batch`.
+CRITERIA = ("plug_in", "optimistic")
 #: Relative rounding allowed for in the certificate, which is rounded down.
 _CERTIFICATE_ROUNDING = 1e-10
 
@@ -28,7 +30,7 @@ class SelectionProblem:
 
     pool: Pool
     reward: Floats  # (d,)
-    rationality: Floats  # (m, C), absolute
+    rationality: Floats  # (m, C), absolute; with `upper` the lower ends of intervals
     matrix: Floats  # (d, d)
     factor: Floats  # (d, d), its lower Cholesky factor
     size: int
@@ -46,6 +48,7 @@ class SelectionProblem:
     method: str  # "lazy" or "dense"
     threads: int
     progress: Callable[[int, int], object] | None
+    upper: Floats | None = None  # (m, C): a weight is then the largest with beta in its interval
     # of a Selector: known_scale * known_leverage[i] >= h_i at this M; where to leave bounds for the next
     known_leverage: NDArray[np.float32] | None = None  # (n,)
     known_scale: float = 1.0
@@ -114,6 +117,8 @@ def select_batch(
     candidates: Any = None,
     repeats: int = 1,
     optimism: float = 0.0,
+    criterion: str = "plug_in",
+    rationality_interval: Any = None,
     method: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
@@ -150,6 +155,13 @@ def select_batch(
         How often one conversation may be asked in this batch, by different teachers.
     optimism : float
         k: weights use max(|u| - k sqrt(h), 0) for |u|, with h as of the batch's start.
+    criterion : {"plug_in", "optimistic"}
+        What a pair weighs: w at the rationality given, or the largest w with the rationality in its interval
+        (upper confidence on w: who may be informative is tried). Gains, M of the later picks and the
+        certificate are of these weights.
+    rationality_interval : array_like, (m, C, 2) or (m, 2), optional
+        With "optimistic": lower and upper end of the size of each rationality, 0 <= lower <= upper. The
+        weight is that at the point nearest to t* / |u|, t* = 2.3994; equal ends give the picks of "plug_in".
     method : {"auto", "lazy", "dense"}
         Same picks, other speed.
     progress : callable, optional
@@ -187,6 +199,8 @@ def select_batch(
         candidates=candidates,
         repeats=repeats,
         optimism=optimism,
+        criterion=criterion,
+        rationality_interval=rationality_interval,
         method=method,
         threads=threads,
         progress=progress,
@@ -395,6 +409,8 @@ def _problem(
     candidates: Any = None,
     repeats: Any = 1,
     optimism: Any = 0.0,
+    criterion: Any = "plug_in",
+    rationality_interval: Any = None,
     method: Any = "auto",
     threads: Any = None,
     progress: Any = None,
@@ -411,10 +427,13 @@ def _problem(
     if progress is not None and not callable(progress):
         raise ValueError(f"progress is {progress!r}; expected a function of (done, total)")
     method = _validate.one_of(method, "method", ("auto", "lazy", "dense"))
+    criterion = _validate.one_of(criterion, "criterion", CRITERIA)
+    lower, upper = _intervals(criterion, rationality_interval, beta)
     return SelectionProblem(
         pool=pool,
         reward=_validate.reward(reward, pool.d),
-        rationality=beta,
+        rationality=lower,
+        upper=upper,
         matrix=matrix,
         factor=factor,
         size=_validate.whole(size, "size", 0),
@@ -433,6 +452,17 @@ def _problem(
         threads=_dispatch.threads(threads),
         progress=progress,
     )
+
+
+def _intervals(criterion: str, interval: Any, beta: Floats) -> tuple[Floats, Floats | None]:
+    """Where each rationality lies: the point itself without upper ends, or lower and upper ends."""
+    if (criterion == "optimistic") != (interval is not None):
+        given = "given" if interval is not None else "None"
+        raise ValueError(
+            f"rationality_interval is {given} and criterion is {criterion!r}; expected an interval of each "
+            "rationality with criterion 'optimistic', and with no other"
+        )
+    return (beta, None) if interval is None else _validate.rationality_interval(interval, *beta.shape)
 
 
 def _capacity(values: Any, m: int) -> Integers:

@@ -210,6 +210,18 @@ def oracle_weight(margin: ArrayLike, rationality: ArrayLike) -> Extended:
     return np.asarray(_extended(rationality) ** 2 * p * q)
 
 
+def oracle_largest_weight(margin: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> Extended:
+    """The largest weight for beta in [lower, upper], where it rises and then falls, by golden sections."""
+    u, low, high = (np.array(a) for a in np.broadcast_arrays(*map(_extended, (margin, lower, upper))))
+    ends = np.maximum(oracle_weight(u, low), oracle_weight(u, high))
+    share = (np.sqrt(np.longdouble(5)) - 1) / 2
+    while (high - low > 1e-10 * high).any():  # flat where it is largest: 1e-20 of the weight
+        left, right = high - share * (high - low), low + share * (high - low)
+        rising = oracle_weight(u, left) < oracle_weight(u, right)
+        low, high = np.where(rising, left, low), np.where(rising, high, right)
+    return np.asarray(np.maximum(ends, oracle_weight(u, (low + high) / 2)))
+
+
 def oracle_leverage(x: Floats, matrix: ArrayLike) -> Extended:
     """x_i' M^-1 x_i, (n,), by a Cholesky solve; the same additions in the same order for every row."""
     factor = _cholesky(_extended(matrix))
@@ -301,7 +313,7 @@ class OracleGreedy:
     """The selection problem by definition: every pair at every step, in extended precision.
 
     Options are those of `select_batch`, in full shape: available and cost (m, C), capacity (m,), exclude and
-    candidates (k, 2), repeats, optimism.
+    candidates (k, 2), repeats, optimism, criterion "plug_in" or "optimistic", rationality_interval (m, C, 2).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -314,7 +326,12 @@ class OracleGreedy:
         u = np.abs(oracle_margin(self.x, problem.reward))
         sd = np.sqrt(oracle_leverage(self.x, self.matrix))
         u = np.maximum(u - options.get("optimism", 0.0) * sd, 0)
-        self.weight = oracle_weight(u[:, None], self.beta.T[self.c])
+        interval = options.get("rationality_interval")
+        if interval is None:
+            self.weight = oracle_weight(u[:, None], self.beta.T[self.c])
+        else:
+            ends = np.asarray(interval, np.float64)
+            self.weight = oracle_largest_weight(u[:, None], ends[..., 0].T[self.c], ends[..., 1].T[self.c])
         cost = options.get("cost")
         self.cost = None if cost is None else np.asarray(cost, np.float64).T[self.c]
         available = options.get("available")

@@ -344,11 +344,11 @@ py::array_t<int64_t> as_array(const std::vector<int64_t>& v) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(v.size()), v.data());
 }
 
-py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles& rationality, const Doubles& matrix,
-                      const Doubles& factor, const Doubles& inverse_factor, double inverse_norm,
-                      const py::object& spectrum, const Bytes& available, const Integers& capacity,
-                      const std::optional<Doubles>& cost, const std::optional<Bytes>& blocked,
-                      const std::optional<Integers>& exclude_conversation,
+py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles& rationality,
+                      const std::optional<Doubles>& upper, const Doubles& matrix, const Doubles& factor,
+                      const Doubles& inverse_factor, double inverse_norm, const py::object& spectrum,
+                      const Bytes& available, const Integers& capacity, const std::optional<Doubles>& cost,
+                      const std::optional<Bytes>& blocked, const std::optional<Integers>& exclude_conversation,
                       const std::optional<Integers>& exclude_offsets, const std::optional<Integers>& exclude_teacher,
                       const std::optional<Integers>& candidate_offsets,
                       const std::optional<Integers>& candidate_teacher, int64_t size, int64_t repeats, double optimism,
@@ -363,6 +363,7 @@ py::dict select_batch(const PoolView& pool, const Doubles& reward, const Doubles
   check_categories(p.pool.category, p.pool.pairs() ? p.pool.prompts : n, p.categories);
   p.reward = read(reward, "reward", {d});
   p.rationality = read(rationality, "rationality", {p.m, p.categories});
+  p.upper = read(upper, "upper", {p.m, p.categories});
   p.matrix = read(matrix, "matrix", {d, d});
   p.factor = read(factor, "factor", {d, d});
   p.inverse_factor = read(inverse_factor, "inverse_factor", {d, d});
@@ -505,9 +506,9 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.def("bradley_terry_loss", &bradley_terry_loss, py::arg("pool"), DAL_IN("choice"), DAL_IN("reward"),
         DAL_IN("rationality"), DAL_IN("sample_weight"), DAL_IN("gradient"), DAL_IN("rationality_gradient"),
         py::arg("threads"));
-  m.def("select_batch", &select_batch, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"), DAL_IN("matrix"),
-        DAL_IN("factor"), DAL_IN("inverse_factor"), py::arg("inverse_norm"), py::arg("spectrum"), DAL_IN("available"),
-        DAL_IN("capacity"), DAL_IN("cost"), DAL_IN("blocked"), DAL_IN("exclude_conversation"), DAL_IN("exclude_offsets"), DAL_IN("exclude_teacher"),
+  m.def("select_batch", &select_batch, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"), DAL_IN("upper"),
+        DAL_IN("matrix"), DAL_IN("factor"), DAL_IN("inverse_factor"), py::arg("inverse_norm"), py::arg("spectrum"),
+        DAL_IN("available"), DAL_IN("capacity"), DAL_IN("cost"), DAL_IN("blocked"), DAL_IN("exclude_conversation"), DAL_IN("exclude_offsets"), DAL_IN("exclude_teacher"),
         DAL_IN("candidate_offsets"), DAL_IN("candidate_teacher"), py::arg("size"), py::arg("repeats"),
         py::arg("optimism"), py::arg("dense"), py::arg("route"), DAL_IN("known_leverage"), py::arg("known_scale"),
         DAL_IN("leverage_out"), py::arg("threads"), py::arg("progress"));

@@ -21,11 +21,11 @@ Closed Admissible::closed(int64_t i) const {
 }
 
 // The largest quotient is found first; whether it should be 0 is asked only where all of them underflow.
-double Admissible::per_cost(const TeacherTable& table, int32_t c, double margin, const Closed& closed) const {
-  const double best = table.largest({}, margin, c, closed);
+double Admissible::per_cost(const Table& table, int32_t c, double margin, const Closed& closed) const {
+  const double best = largest(table, {}, margin, c, closed);
   if (!p_.cost || best < 0) return best;
   std::vector<double> weight;
-  if (best == 0) table.largest_weights(1, margin, c, closed, weight);
+  if (best == 0) largest_weights(table, 1, margin, c, closed, weight);
   return weight.empty() || weight[0] > 0 ? share(best) : 0;
 }
 
@@ -36,9 +36,9 @@ void Admissible::start_weights(int64_t i, int32_t c, double margin, std::vector<
     if (w >= 0) out.push_back(w);
     return;
   }
-  if (!p_.candidate_offsets) return start_.largest_weights(p_.repeats, margin, c, excluded(i), out);
+  if (!p_.candidate_offsets) return largest_weights(start_, p_.repeats, margin, c, excluded(i), out);
   const auto begin = static_cast<int64_t>(out.size());
-  each(i, c, Time::start, [&](int64_t j) { out.push_back(choice_weight(margin, beta(j, c))); });
+  each(i, c, Time::start, [&](int64_t j) { out.push_back(weight(j, c, margin)); });
   const auto first = out.begin() + begin;
   if (out.end() - first > p_.repeats) {
     std::nth_element(first, first + p_.repeats, out.end(), std::greater<>());
@@ -48,7 +48,7 @@ void Admissible::start_weights(int64_t i, int32_t c, double margin, std::vector<
 
 bool Admissible::ask(int64_t i, int64_t j) {
   int64_t& left = capacity_[static_cast<size_t>(j)];
-  if (left > 0 && --left == 0) now_.remove(j);
+  if (left > 0 && --left == 0) std::visit([&](auto& t) { t.remove(j); }, now_);
   if (p_.repeats == 1) return false;
   auto& asked = asked_[i];
   asked.push_back(j);

@@ -6,9 +6,11 @@
 #include <limits>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "formulas.hpp"
+#include "operations/intervals.hpp"
 #include "operations/selection.hpp"
 #include "operations/teachers.hpp"
 
@@ -22,7 +24,7 @@ class Admissible {
   explicit Admissible(const SelectionProblem& p)
       : p_(p),
         capacity_(p.capacity, p.capacity + p.m),
-        start_(p.rationality, p.available, p.capacity, p.cost, p.m, p.categories),
+        start_(table(p)),
         now_(start_) {}
 
   // An upper bound on w (or w / cost) over the teachers admissible at the start; exact where no pair is excluded.
@@ -53,7 +55,7 @@ class Admissible {
   // The largest objective now for leverage h: w h, or log1p(w h) / cost. -1: nobody may answer.
   double objective(int64_t i, int32_t c, double margin, double h) const {
     if (!open(i)) return -1;
-    if (!p_.candidate_offsets) return now_.largest(worth(h), margin, c, closed(i));
+    if (!p_.candidate_offsets) return largest(now_, worth(h), margin, c, closed(i));
     double best = -1;
     each(i, c, Time::now, [&](int64_t j) { best = std::fmax(best, value(j, c, margin, h)); });
     return best;
@@ -61,11 +63,13 @@ class Admissible {
 
   // The smallest teacher whose objective is at least `floor`, and its weight.
   TeacherTable::Best smallest_reaching(int64_t i, int32_t c, double margin, double h, double floor) const {
-    if (!p_.candidate_offsets) return now_.smallest_reaching(floor, worth(h), margin, c, closed(i));
+    if (!p_.candidate_offsets)
+      return std::visit(
+          [&](const auto& t) { return t.smallest_reaching(floor, worth(h), margin, c, closed(i)); }, now_);
     TeacherTable::Best found{-1, 0};
     each(i, c, Time::now, [&](int64_t j) {
       if ((found.teacher < 0 || j < found.teacher) && value(j, c, margin, h) >= floor)
-        found = {j, choice_weight(margin, beta(j, c))};
+        found = {j, weight(j, c, margin)};
     });
     return found;
   }
@@ -78,10 +82,28 @@ class Admissible {
  private:
   enum class Time { start_ignoring_exclusions, start, now };
 
-  double beta(int64_t j, int32_t c) const { return p_.rationality[j * p_.categories + c]; }
+  using Table = std::variant<TeacherTable, IntervalTable>;
+
+  static Table table(const SelectionProblem& p) {
+    if (!p.upper) return TeacherTable(p.rationality, p.available, p.capacity, p.cost, p.m, p.categories);
+    return IntervalTable(p.rationality, p.upper, p.available, p.capacity, p.cost, p.m, p.categories);
+  }
+  static double largest(const Table& table, const Worth& worth, double margin, int32_t c, const Closed& closed) {
+    return std::visit([&](const auto& t) { return t.largest(worth, margin, c, closed); }, table);
+  }
+  static void largest_weights(const Table& table, int64_t count, double margin, int32_t c, const Closed& closed,
+                              std::vector<double>& out) {
+    std::visit([&](const auto& t) { t.largest_weights(count, margin, c, closed, out); }, table);
+  }
+
+  double weight(int64_t j, int32_t c, double margin) const {
+    const int64_t at = j * p_.categories + c;
+    const double beta = p_.rationality[at];
+    return choice_weight(margin, p_.upper ? best_rationality(margin, beta, p_.upper[at]) : beta);
+  }
   Worth worth(double h) const { return {h, p_.cost != nullptr}; }
   double value(int64_t j, int32_t c, double margin, double h) const {
-    return worth(h)(choice_weight(margin, beta(j, c))) / cost(j, c);
+    return worth(h)(weight(j, c, margin)) / cost(j, c);
   }
 
   // Teachers that conversation i may not be asked: excluded, and now also asked.
@@ -90,12 +112,12 @@ class Admissible {
 
   // A weight per unit cost is 0 only where the weight is 0, so that a bound of 0 means a value of 0.
   static double share(double quotient) { return std::fmax(quotient, std::numeric_limits<double>::min()); }
-  double per_cost(const TeacherTable& table, int32_t c, double margin, const Closed& closed) const;
+  double per_cost(const Table& table, int32_t c, double margin, const Closed& closed) const;
 
   double largest(int64_t i, int32_t c, double margin, Time time) const {
     double best = -1;
     each(i, c, time, [&](int64_t j) {
-      const double w = choice_weight(margin, beta(j, c));
+      const double w = weight(j, c, margin);
       best = std::fmax(best, p_.cost && w > 0 ? share(w / cost(j, c)) : w);
     });
     return best;
@@ -114,7 +136,7 @@ class Admissible {
 
   const SelectionProblem& p_;
   std::vector<int64_t> capacity_;
-  TeacherTable start_, now_;
+  Table start_, now_;
   std::unordered_map<int64_t, std::vector<int64_t>> asked_;
 };
 

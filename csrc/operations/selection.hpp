@@ -19,7 +19,8 @@ struct Spectrum {
 struct SelectionProblem {
   Rows pool;
   const double* reward = nullptr;          // (d)
-  const double* rationality = nullptr;     // (m, categories), not negative
+  const double* rationality = nullptr;     // (m, categories), not negative; with intervals their lower ends
+  const double* upper = nullptr;           // (m, categories): upper ends, each weight the largest in its interval; or null
   int64_t m = 0, categories = 0;
   const double* matrix = nullptr;          // M (d, d)
   const double* factor = nullptr;          // L lower, M = L L'

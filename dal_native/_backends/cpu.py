@@ -187,6 +187,7 @@ def select_batch(problem: SelectionProblem) -> dict[str, Any]:
             _view(problem.pool),
             problem.reward,
             problem.rationality,
+            problem.upper,
             problem.matrix,
             problem.factor,
             problem.inverse_factor,

@@ -26,6 +26,8 @@ Integers = NDArray[np.int64]
 #: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher)
 #: wins.
 TIE = 1e-12
+#: t* = argmax t^2 s'(t), the root of t tanh(t / 2) = 2.
+PEAK = 2.3993572805154676
 #: How far a leverage kept by rank-one updates may have drifted, relative to when last computed anew.
 DRIFT = 1e-9
 
@@ -147,9 +149,23 @@ def _density(at: Floats, mean: Floats | float) -> Floats:
 
 def _weights(margin: Floats, rationality: Floats, category: NDArray[np.int32]) -> Floats:
     """Weight of every teacher for these conversations: (k, m)."""
-    w = np.empty((len(margin), rationality.shape[0]))
-    choice_weight(margin[:, None], rationality.T[category], w, 1)
+    return _weight(margin[:, None], rationality.T[category])
+
+
+def _weight(margin: Floats, rationality: Floats) -> Floats:
+    w = np.empty(rationality.shape)
+    choice_weight(margin, rationality, w, 1)
     return w
+
+
+def _largest_weights(margin: Floats, lower: Floats, upper: Floats, category: NDArray[np.int32]) -> Floats:
+    """The largest weight of every teacher for beta between lower and upper: (k, m).
+
+    beta^2 s'(beta u) rises up to beta = t* / |u| and falls after it, so it is that of the nearest beta.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        peak = PEAK / np.abs(margin)
+    return _weight(margin[:, None], np.clip(peak[:, None], lower.T[category], upper.T[category]))
 
 
 def best_teacher(
@@ -371,7 +387,10 @@ class _Greedy:
         p = self.problem
         c = self.category[rows]
         cost = np.ones((1, 1)) if p.cost is None else p.cost.T[c]
-        return _weights(self.margin[rows], p.rationality, c), cost, _admissible(p, rows, c)
+        u, admissible = self.margin[rows], _admissible(p, rows, c)
+        if p.upper is not None:
+            return _largest_weights(u, p.rationality, p.upper, c), cost, admissible
+        return _weights(u, p.rationality, c), cost, admissible
 
     def _open(self, rows: Integers, admissible: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """What is left of the admissible pairs: capacity, repeats and the pairs asked in this batch."""
