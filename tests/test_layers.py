@@ -35,6 +35,7 @@ ORDER = {
         ("encoders",),
         ("sources",),
         ("reward",),
+        ("flags",),
         ("design",),
         ("batches",),
         ("policy",),

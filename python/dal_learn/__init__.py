@@ -12,6 +12,7 @@ from .comparison import Comparison, Problem, Simulation, compare
 from .conversations import Conversations, Texts
 from .design import METHODS
 from .encoders import get_encoder
+from .flags import flag_teachers
 from .policy import (
     PessimisticPolicy,
     confidence_radius,
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "compare",
     "confidence_radius",
+    "flag_teachers",
     "get_encoder",
     "greedy_policy",
     "lower_confidence_bound",

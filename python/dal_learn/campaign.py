@@ -28,6 +28,7 @@ from . import batches, design
 from ._files import atomic_write, file_sha256, fingerprint, read_json_lines, write_jsonl
 from ._ledger import Issued, Ledger, LedgerError, campaign_lock
 from .conversations import Conversations, Texts
+from .flags import LEAST, LEVEL, flag_teachers
 from .reward import RewardModel
 from .teachers import Teachers, side_swapped
 
@@ -519,23 +520,76 @@ class Study:
         told = self.truth[1] if self.settings.method == "oracle" and self.truth is not None else None
         return self.settings.model(told)
 
-    def _fit(self) -> None:
-        """Fit from a cold start to all answers so far (none at all leaves the prior)."""
+    def fit_arguments(self) -> dict[str, Any]:
+        """What `RewardModel.fit` takes: every answer, and the known answers of gold questions at the end."""
         conversation, teacher, label = self.labelled()
         known, c = self.known(), self.conversations
+        rows = np.concatenate([conversation, known])
+        differences = np.asarray(c.differences(rows), np.float64)
+        differences[len(conversation) :] *= batches.GOLD_RATIONALITY
+        return {
+            "X": differences,
+            "y": np.concatenate([label, c.gold[known]]),
+            "teacher": np.concatenate([teacher, np.full(len(known), self.n_teachers)]),
+            "category": c.category[rows],
+            "n_teachers": self.n_teachers + bool(len(self.gold)),
+            "n_categories": c.n_categories,
+        }
+
+    def shown(self) -> tuple[Integers, Integers]:
+        """Round and side of every row of `fit_arguments`: two (k,) arrays.
+
+        The side is +1 where b was shown first, -1 where a was, 0 for known answers and where teachers were
+        shown no sides (simulated and replayed ones).
+        """
+        pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
+        given = np.array([pair in self.answers for pair in pairs], np.bool_)
+        none = np.zeros(len(self.known()), np.int64)
+        number, side = self.issued.round[given], np.where(self.issued.swapped[given], 1, -1)
+        if not getattr(self.teachers, "shows_sides", False):
+            side = np.zeros_like(side)
+        return np.append(number, none), np.append(side, none)
+
+    def flags(self, level: float = LEVEL, least: int = LEAST) -> list[dict[str, Any]]:
+        """Teachers who oppose, click at random, drift or prefer a side, by the last fit.
+
+        Parameters
+        ----------
+        level, least
+            As in `flag_teachers`.
+
+        Returns
+        -------
+        list of dict
+            One for each teacher, as of `flag_teachers`.
+
+        Raises
+        ------
+        ValueError
+            There is no answer yet.
+        """
+        self.restore_model()
+        if self.model is None:
+            raise ValueError("the study has no answer yet, expected at least one to judge teachers by")
+        given, (number, side) = self.fit_arguments(), self.shown()
+        return flag_teachers(
+            self.model,
+            given["X"],
+            given["y"],
+            given["teacher"],
+            category=given["category"],
+            round=number,
+            side=side,
+            names=self.teachers.names,
+            level=level,
+            least=least,
+        )
+
+    def _fit(self) -> None:
+        """Fit from a cold start to all answers so far (none at all leaves the prior)."""
         start = time.perf_counter()
-        if len(label):
-            rows = np.concatenate([conversation, known])
-            differences = np.asarray(c.differences(rows), np.float64)
-            differences[len(conversation) :] *= batches.GOLD_RATIONALITY
-            self.model = self._new_model().fit(
-                differences,
-                np.concatenate([label, c.gold[known]]),
-                teacher=np.concatenate([teacher, np.full(len(known), self.n_teachers)]),
-                category=c.category[rows],
-                n_teachers=self.n_teachers + bool(len(self.gold)),
-                n_categories=c.n_categories,
-            )
+        if self.answers:
+            self.model = self._new_model().fit(**self.fit_arguments())
         self._seconds_fitting = time.perf_counter() - start
 
     @property
@@ -826,6 +880,7 @@ class _Elsewhere:
     """Teachers who answer through somebody else's tool: nothing comes back from asking."""
 
     cost = None
+    shows_sides = True
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names

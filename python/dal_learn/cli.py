@@ -23,12 +23,13 @@ from tqdm import tqdm
 import dal_native as dn
 
 from . import comparison, demo, doctor, report, sources
-from ._files import read_csv, read_json_lines, read_lines, write_csv, write_jsonl
+from ._files import read_csv, read_json_lines, read_lines, write_jsonl
 from .campaign import UNLIMITED, Campaign, Design
 from .comparison import BASELINES, AnswersAwaited, Comparison, People, Problem
 from .conversations import Conversations
 from .design import METHODS
 from .encoders import HuggingFaceEncoder, get_encoder
+from .flags import flag_teachers
 from .reward import RewardModel
 from .teachers import Votes
 
@@ -131,6 +132,13 @@ _model_options = _options(
     click.option("--fit", "fit_method", type=click.Choice(["marginal", "joint_map", "homogeneous"]),
                  default="marginal", show_default=True, help="How rationalities are fitted."),
     click.option("--signed", is_flag=True, help="Let rationalities be negative: teachers worse than a coin."),
+)  # fmt: skip
+
+_asking_options = _options(
+    click.option("--explore", type=int, default=0, show_default=True,
+                 help="Teachers asked fewer times than this have first claim on half of every batch."),
+    click.option("--gold-share", type=float, default=0.0, show_default=True,
+                 help="Share of the questions that are gold questions (known answers), to measure teachers."),
 )  # fmt: skip
 
 _policy_options = _options(
@@ -271,6 +279,9 @@ class _Answers(NamedTuple):
     label: NDArray[np.float64]
     names: tuple[str, ...]
     encoder: str | None
+    fit: Mapping[str, Any]  # arguments of RewardModel.fit
+    round: NDArray[np.int64] | None  # of each row that is fitted to
+    side: NDArray[np.int64] | None
 
 
 def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
@@ -278,13 +289,24 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
     if folder is not None and (folder / "campaign.sqlite").exists():
         with Campaign.open(folder) as campaign:
             study = campaign.study
-            found = study.labelled()
-            return _Answers(study.conversations, *found, study.teachers.names, campaign.encoder)
+            found, fit = study.labelled(), study.fit_arguments()
+            about = study.teachers.names, campaign.encoder
+            return _Answers(study.conversations, *found, *about, fit, *study.shown())
     read = _load(folder, given)
     if read.votes is None:
         raise ValueError("no recorded votes: expected votes.csv in FOLDER, or --votes")
     v = read.votes
-    return _Answers(read.conversations, v.conversation, v.teacher, v.label, v.teacher_names, read.encoder)
+    c = read.conversations
+    fit = {
+        "X": c.differences(v.conversation),
+        "y": v.label,
+        "teacher": v.teacher,
+        "category": c.category[v.conversation],
+        "n_teachers": len(v.teacher_names),
+        "n_categories": c.n_categories,
+    }
+    found = v.conversation, v.teacher, v.label
+    return _Answers(c, *found, v.teacher_names, read.encoder, fit, None, None)
 
 
 # ------------------------------------------------------------------------------------------------------ demo
@@ -349,6 +371,9 @@ def _conclude(out: Path, results: Mapping[str, Any], as_json: bool) -> None:
     click.echo(f"{report.printable(results['dataset'])}\n\n{report.table(results)}\n")
     for line in report.sentences(results):
         click.echo(f"- {report.printable(line)}")
+    suspects = report.flag_table((results.get("flags") or {}).get("teachers") or [])
+    if suspects is not None:
+        click.echo(f"\nTeachers to look at:\n{suspects}")
     click.echo(
         f"\nWritten to {out}: " + ("report.html, " if missing is None else "") + "results.json, results.csv"
     )
@@ -426,6 +451,7 @@ def _conclude(out: Path, results: Mapping[str, Any], as_json: bool) -> None:
     show_default=True,
     help="Stop before a batch that gains less than this per label (log det).",
 )
+@_asking_options
 @_policy_options
 @click.option(
     "--exchange", type=_FOLDER, help="Ask people: put questions into this folder, read answers there."
@@ -496,6 +522,8 @@ def _design(given: Mapping[str, Any], method: str, budget: int) -> Design:
         stop_gain=given["stop_gain"],
         repeats=given["repeats"],
         optimism=given["optimism"],
+        explore=given["explore"],
+        gold_share=given["gold_share"],
     )
 
 
@@ -560,6 +588,7 @@ def _await(waiting: AnswersAwaited, as_json: bool) -> None:
     show_default=True,
     help="Begin: treat margins as smaller by so many standard deviations.",
 )
+@_asking_options
 @click.option(
     "--batch", type=click.IntRange(1), default=None, help="Pairs in this batch. [default: 20, first 40]"
 )
@@ -667,16 +696,19 @@ def _answer_rows(files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]
 @_data_options
 @click.option("--votes", "votes_file", type=_FILE, help="Answers: CSV or JSONL of id, teacher, label.")
 @_model_options
-@click.option("--out", type=_FOLDER, required=True, help="Where reward.safetensors and teachers.csv go.")
+@click.option(
+    "--out", type=_FOLDER, required=True, help="Where reward.safetensors, teachers.csv, flags.csv go."
+)
 @_force_option
 @_json_option
 def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **given: Any) -> None:
     """Fit a reward and the teachers' rationalities to all answers of a data folder, or of a campaign."""
-    files = [out / "reward.safetensors", out / "teachers.csv"]
+    files = [out / name for name in ("reward.safetensors", "teachers.csv", "flags.csv")]
     taken = [path for path in files if path.exists()]
     if taken and not force:
         raise ValueError(f"{taken[0]}: exists; use --force to replace it, or another folder")
-    conversations, i, j, y, names, encoder = _answers(folder, given)
+    found = _answers(folder, given)
+    i, j, y, names = found.conversation, found.teacher, found.label, found.names
     if len(y) == 0:
         raise ValueError("there is no answer to fit to; expected at least one")
     model = RewardModel(
@@ -684,22 +716,29 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
         rationality_scale=given["rationality_scale"],
         method=given["fit_method"],
         signed=given["signed"],
-    ).fit(
-        conversations.differences(i),
-        y,
-        teacher=j,
-        category=conversations.category[i],
-        n_teachers=len(names),
-        n_categories=conversations.n_categories,
+    ).fit(**found.fit)
+    flags = flag_teachers(
+        model,
+        found.fit["X"],
+        found.fit["y"],
+        found.fit["teacher"],
+        category=found.fit["category"],
+        round=found.round,
+        side=found.side,
+        names=names,
     )
-    rows = comparison.teacher_table(model, conversations, names, i, j, y)
+    rows = comparison.teacher_table(model, found.conversations, names, i, j, y, flags=flags)
     out.mkdir(parents=True, exist_ok=True)
-    model.save(files[0], encoder=encoder)
-    columns = comparison.TEACHER_COLUMNS
-    write_csv(files[1], columns, ([row[k] for k in columns] for row in rows))
+    model.save(files[0], encoder=found.encoder)
+    comparison.write_teachers(out, rows, flags)
     body: dict[str, Any] = {
         "answers": len(y),
         "teachers": len({row["teacher"] for row in rows}),
+        "flagged": {
+            row["teacher"]: list(row["flags"])
+            for row in flags
+            if row["p_opposes"] is not None and row["flags"]
+        },
         "converged": bool(model.converged_),
         "iterations": int(model.n_iter_),
         "log_likelihood": float(model.log_likelihood_),
@@ -709,6 +748,9 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
         _print_json(body)
         return
     click.echo(_teacher_text(rows))
+    suspects = report.flag_table(flags)
+    if suspects is not None:
+        click.echo(f"\nTeachers to look at:\n{suspects}")
     click.echo(
         f"\n{body['answers']:,} answers of {body['teachers']:,} teachers, "
         f"{'converged' if body['converged'] else 'NOT converged'} in {body['iterations']} steps, "

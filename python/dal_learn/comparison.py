@@ -36,6 +36,7 @@ from .batches import gold_conversations
 from .campaign import Design, Round, Study, split_by_prompt
 from .conversations import Conversations
 from .design import METHODS
+from .flags import FLAG_COLUMNS, LEAST, LEVEL
 from .policy import (
     PessimisticPolicy,
     PolicyNotConverged,
@@ -64,6 +65,7 @@ __all__ = [
     "teacher_table",
     "write_results",
     "write_study",
+    "write_teachers",
 ]
 
 Floats = NDArray[np.float64]
@@ -76,7 +78,10 @@ BASELINES = tuple(name for name in METHODS if name not in ("dual", "oracle"))
 RESULTS_FORMAT = 1
 
 #: Files that a run writes and that somebody else's folder may hold under the same names.
-_WRITTEN = ("picks.jsonl", "policy.jsonl", "report.html", "results.csv", "reward.safetensors", "teachers.csv")
+_WRITTEN = (
+    "flags.csv", "picks.jsonl", "policy.jsonl", "report.html", "results.csv", "reward.safetensors",
+    "teachers.csv",
+)  # fmt: skip
 
 #: Characters of results.json that are read at most.
 _LARGEST_RESULTS = 2**28
@@ -99,12 +104,15 @@ class Simulation:
         Share of answers given by a coin.
     names : tuple of str, optional
         Names of the teachers.
+    schedule : ndarray, (R, m), optional
+        Teachers who drift, as in `SimulatedTeachers`.
     """
 
     reward: Floats
     rationality: Floats
     lapse: float = 0.0
     names: tuple[str, ...] | None = None
+    schedule: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -212,9 +220,8 @@ class Problem:
             return HumanTeachers(self.people.folder, self.people.names, self.conversations, seed)
         s = self.simulation
         assert s is not None
-        return SimulatedTeachers(
-            self.conversations, s.reward, s.rationality, seed=seed, lapse=s.lapse, names=s.names
-        )
+        shared: dict[str, Any] = {"lapse": s.lapse, "names": s.names, "schedule": s.schedule}
+        return SimulatedTeachers(self.conversations, s.reward, s.rationality, seed=seed, **shared)
 
     def digest(self) -> str:
         """SHA-256 over everything that results depend on."""
@@ -228,6 +235,7 @@ class Problem:
         if self.simulation is not None:
             s = self.simulation
             arrays += [s.reward, s.rationality, np.array([s.lapse])]
+            arrays += [] if s.schedule is None else [s.schedule]
         digest = hashlib.sha256()
         for array in arrays:
             values = np.zeros(0) if array is None else np.ascontiguousarray(array)
@@ -845,7 +853,7 @@ def write_results(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
 def write_study(
     folder: str | os.PathLike[str], study: Study, comparison: Comparison, encoder: str | None = None
 ) -> dict[str, Any]:
-    """Write one study's picks, reward, teachers and policy; returns what results.json says of them.
+    """Write one study's picks, reward, teachers, flags and policy; returns what results.json says of them.
 
     Parameters
     ----------
@@ -860,7 +868,7 @@ def write_study(
     Returns
     -------
     dict
-        ``teachers`` and ``policy``.
+        ``teachers``, ``flags`` and ``policy``.
     """
     out = Path(folder)
     write_jsonl(out / "picks.jsonl", study.picks())
@@ -868,10 +876,11 @@ def write_study(
         raise ValueError("the study has no answer yet, expected at least one to fit a reward")
     study.model.save(out / "reward.safetensors", encoder=encoder)
     truth = None if study.truth is None else study.truth[1]
+    flags = study.flags()
     rows = teacher_table(
-        study.model, study.conversations, study.teachers.names, *study.labelled(), rationality=truth
+        study.model, study.conversations, study.teachers.names, *study.labelled(), truth, flags
     )
-    write_csv(out / "teachers.csv", TEACHER_COLUMNS, ([row[k] for k in TEACHER_COLUMNS] for row in rows))
+    write_teachers(out, rows, flags)
     summary, choices = policy_summary(
         study.conversations,
         study.model,
@@ -881,13 +890,42 @@ def write_study(
     )
     if choices:
         write_jsonl(out / "policy.jsonl", choices)
-    return {"teachers": _shown_teachers(rows), "policy": summary}
+    return {"teachers": _shown_teachers(rows), "flags": _shown_flags(flags), "policy": summary}
 
 
 TEACHER_COLUMNS = (
     "teacher", "category", "votes", "rationality", "low", "high", "standard_error", "agreement_with_gold",
-    "agreement_with_reward", "true_rationality",
+    "agreement_with_reward", "true_rationality", "flags",
 )  # fmt: skip
+
+
+def write_teachers(
+    folder: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], flags: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """Write teachers.csv, a row for each teacher and category, and flags.csv, a row for each teacher.
+
+    Parameters
+    ----------
+    folder : str or path
+    rows : sequence of dict
+        As of `teacher_table`.
+    flags : sequence of dict
+        As of `flag_teachers`.
+
+    Returns
+    -------
+    list of Path
+        The two files.
+    """
+    written = []
+    for name, columns, table in (
+        ("teachers.csv", TEACHER_COLUMNS, rows),
+        ("flags.csv", FLAG_COLUMNS, flags),
+    ):
+        written.append(Path(folder) / name)
+        cells = [{**row, "flags": "; ".join(row["flags"])} for row in table]
+        write_csv(written[-1], columns, ([row[k] for k in columns] for row in cells))
+    return written
 
 
 def teacher_table(
@@ -898,6 +936,7 @@ def teacher_table(
     teacher: Integers,
     label: Floats,
     rationality: Floats | None = None,
+    flags: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """What the answers say about each teacher in each category.
 
@@ -911,13 +950,16 @@ def teacher_table(
         The answers the model was fitted to.
     rationality : ndarray, (m, C), optional
         The truth, in a simulation.
+    flags : sequence of dict, optional
+        As of `flag_teachers`, one for each name.
 
     Returns
     -------
     list of dict
         One for each category of each teacher with an answer, keys `TEACHER_COLUMNS`: estimated rationality
-        with its 95 % interval, and the share of answers other than ties that agree with the gold label and
-        with the fitted reward. A category without answers of the teacher shows what the prior says.
+        with its 95 % interval, the share of answers other than ties that agree with the gold label and
+        with the fitted reward, and the teacher's flags, those for all categories
+        together. A category without answers of the teacher shows what the prior says.
     """
     beta, interval, error = model.rationality_, model.rationality_interval_, model.rationality_se_
     category = conversations.category[conversation]
@@ -947,6 +989,7 @@ def teacher_table(
             "agreement_with_gold": _share(gold_right[j, c], gold_all[j, c]),
             "agreement_with_reward": _share(own_right[j, c], own_all[j, c]),
             "true_rationality": None if rationality is None else float(rationality[j, c]),
+            "flags": list(flags[j]["flags"]) if flags else [],
         }
         for j in np.flatnonzero(votes.sum(axis=1)).tolist()
         for c in range(shape[1])
@@ -964,6 +1007,23 @@ def _shown_teachers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         votes[row["teacher"]] = votes.get(row["teacher"], 0) + row["votes"]
     shown = set(sorted(votes, key=lambda name: -votes[name])[:_TEACHERS_SHOWN])
     return [dict(row) for row in rows if row["teacher"] in shown]
+
+
+def _shown_flags(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Who is flagged, and the teachers with most answers, for the report."""
+    order = sorted(rows, key=lambda row: (not _is_suspect(row), -row["answers"]))
+    shown = [row for k, row in enumerate(order) if _is_suspect(row) or k < _TEACHERS_SHOWN]
+    return {
+        "level": LEVEL,
+        "least": LEAST,
+        "tested": sum(row["p_opposes"] is not None for row in rows),
+        "untested": sum(row["p_opposes"] is None for row in rows),
+        "teachers": [{**row, "flags": list(row["flags"])} for row in shown if row["answers"]],
+    }
+
+
+def _is_suspect(row: Mapping[str, Any]) -> bool:
+    return row["p_opposes"] is not None and bool(row["flags"])
 
 
 def policy_summary(

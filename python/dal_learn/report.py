@@ -23,7 +23,7 @@ from dal_native._validate import require
 
 from ._files import atomic_write
 
-__all__ = ["FIGURES", "aligned", "printable", "render", "sentences", "table"]
+__all__ = ["FIGURES", "aligned", "flag_table", "printable", "render", "sentences", "table"]
 
 #: Method name -> what it is called in reports.
 LABELS = {
@@ -217,6 +217,53 @@ def table(results: Results) -> str:
     return aligned(_TABLE, _table_rows(results))
 
 
+_FLAGS = ("teacher", "answers", "rationality", "95 % interval", "agrees", "early", "late", "flags")
+
+
+def flag_table(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The teachers with flags other than "few answers", as an aligned table for the screen.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        As of `flag_teachers`.
+
+    Returns
+    -------
+    str or None
+        None where nobody has such a flag.
+
+    Examples
+    --------
+    >>> row = dict.fromkeys(("early_agreement", "late_agreement"))
+    >>> row |= {"teacher": "ben", "answers": 60, "rationality": 0.2, "low": 0.1, "high": 0.5}
+    >>> row |= {"agreement": 0.5, "p_opposes": 1.0, "flags": ("clicks at random",)}
+    >>> print(flag_table([row]))
+    teacher  answers  rationality  95 % interval  agrees  early  late  flags
+    ben           60         0.20   [0.10, 0.50]    0.50      -     -  clicks at random
+    """
+    cells = [
+        [
+            row["teacher"],
+            f"{row['answers']:,}",
+            f"{row['rationality']:.2f}",
+            f"[{row['low']:.2f}, {row['high']:.2f}]",
+            _number(row["agreement"], 2),
+            _number(row["early_agreement"], 2),
+            _number(row["late_agreement"], 2),
+            ", ".join(row["flags"]),
+        ]
+        for row in rows
+        if _is_suspect(row)
+    ]
+    return aligned(_FLAGS, cells) if cells else None
+
+
+def _is_suspect(row: Mapping[str, Any]) -> bool:
+    """Flagged by a test: who was not tested has flags that say so, and no p."""
+    return row["p_opposes"] is not None and bool(row["flags"])
+
+
 def labels_to_match(results: Results) -> dict[str, float | None]:
     """Labels after which each method's mean curve stays at or above uniform's final mean accuracy.
 
@@ -274,7 +321,12 @@ def sentences(results: Results) -> list[str]:
         One sentence or two each.
     """
     lines = [*_accuracy_sentences(results), *_information_sentences(results)]
-    return [*lines, *_teacher_sentences(results), *_policy_sentences(results)]
+    return [
+        *lines,
+        *_teacher_sentences(results),
+        *_flag_sentences(results.get("flags")),
+        *_policy_sentences(results),
+    ]
 
 
 def _accuracy_sentences(results: Results) -> list[str]:
@@ -383,6 +435,23 @@ def _teacher_sentences(results: Results) -> list[str]:
                 f"{np.corrcoef(a, b)[0, 1]:.2f}."
             )
     return lines
+
+
+def _flag_sentences(flags: Mapping[str, Any] | None) -> list[str]:
+    """Who is flagged, out of how many."""
+    if not flags:
+        return []
+    if not flags["tested"]:
+        return [f"No teacher has the {flags['least']} answers that a test for odd behaviour needs."]
+    suspects = [row for row in flags["teachers"] if _is_suspect(row)]
+    basis = (
+        f"{flags['tested']:,} teachers tested, {1 - flags['level']:.0%} sure that nobody is flagged wrongly"
+    )
+    if not suspects:
+        return [f"No teacher is flagged as opposing, clicking at random, drifting or one-sided ({basis})."]
+    named = "; ".join(f"{row['teacher']} ({', '.join(row['flags'])})" for row in suspects[:5])
+    more = f"; and {len(suspects) - 5} more" if len(suspects) > 5 else ""
+    return [f"Look at these teachers: {named}{more} ({basis}, for each kind of flag)."]
 
 
 def _policy_sentences(results: Results) -> list[str]:
@@ -651,6 +720,44 @@ def _teacher_intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+_FLAGGED, _UNFLAGGED, _UNTESTED = "#c0392b", "#0b5fa5", "#c3c8ce"
+
+
+def flags(results: Results) -> Figure | None:
+    """Teachers' rationalities with intervals, the flagged ones marked; and how their agreement changed."""
+    found = results.get("flags") or {}
+    rows = list(reversed(found.get("teachers") or []))
+    if not rows:
+        return None
+    changed = any(row["early_agreement"] is not None for row in rows)
+    figure, axes = _axes(10.2, 0.26 * len(rows) + 1.5, 1 + changed, sharey=True)
+    panels = np.atleast_1d(axes)
+    for y, row in enumerate(rows):
+        tested = _UNFLAGGED if row["p_opposes"] is not None else _UNTESTED
+        colour = _FLAGGED if _is_suspect(row) else tested
+        panels[0].plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.8)
+        panels[0].plot(row["rationality"], y, "o", color=colour, markersize=5)
+        if changed and row["early_agreement"] is not None:
+            ends = row["early_agreement"], row["late_agreement"]
+            drifts = "drifts" in row["flags"]
+            panels[1].plot(ends, [y, y], color=colour, linewidth=2.2 if drifts else 1.0)
+            panels[1].plot(ends[0], y, "o", color="white", markeredgecolor=colour, markersize=5)
+            panels[1].plot(ends[1], y, "o", color=colour, markersize=5)
+        if _is_suspect(row):
+            panels[-1].annotate(
+                ", ".join(row["flags"]), (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                fontsize=8.5, color=_FLAGGED, annotation_clip=False,
+            )  # fmt: skip
+    panels[0].axvline(0, color="#999999", linewidth=0.9)
+    panels[0].axvline(1, color="#999999", linewidth=0.9, linestyle=(0, (1, 1)))
+    panels[0].set_yticks(range(len(rows)), [_plain(row["teacher"]) for row in rows])
+    panels[0].set_xlabel("rationality, 95 % interval (0: coin, 1: average teacher)", fontsize=9)
+    if changed:
+        panels[1].axvline(0.5, color="#999999", linewidth=0.9)
+        panels[1].set_xlabel("agreement with the others' reward: early (hollow), late (full)", fontsize=9)
+    return figure
+
+
 def assignments(results: Results) -> Figure | None:
     """Which teacher was asked about which category: the dual design beside uniform, all seeds."""
     asked = results.get("asked") or {}
@@ -750,6 +857,12 @@ FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
         "Teachers",
         "What the answers say about each teacher in each category (first seed of the dual design).",
         teachers,
+    ),
+    "flags": (
+        "Teachers to look at",
+        "Red: flagged by a test against the reward of the others, corrected for the number of teachers; "
+        "grey: too few answers for a test (first seed of the main design).",
+        flags,
     ),
     "assignments": (
         "Who was asked about what",
@@ -880,6 +993,12 @@ _GLOSSARY = (
         "rationality",
         "how strongly a teacher's answers follow the reward: 0 is a coin, 1 the average teacher, below 0 "
         "worse than a coin",
+    ),
+    (
+        "flags",
+        "opposes: agrees with the others' reward less often than a coin; clicks at random: below half of the "
+        "average rationality and not to be told from a coin; drifts: follows the reward more, or less, as "
+        "rounds go by; prefers a side: chooses what is shown first too often, or too seldom",
     ),
     ("lower bound", "reward that a policy has under the least favourable reward the labels still allow"),
 )

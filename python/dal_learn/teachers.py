@@ -276,8 +276,8 @@ class _Askings:
 class SimulatedTeachers:
     """Teachers drawn from the model: P(b preferred) = lapse/2 + (1 - lapse) s(rationality * margin).
 
-    An answer depends on (seed, conversation, teacher, how often that pair was asked in earlier rounds) and on
-    nothing else: not on the order of asking, nor on what else was asked.
+    An answer depends on (seed, conversation, teacher, how often that pair was asked in earlier rounds), with
+    a schedule on the round, and on nothing else: not on the order of asking, nor on what else was asked.
 
     Parameters
     ----------
@@ -297,6 +297,9 @@ class SimulatedTeachers:
         "teacher-00", "teacher-01", ... by default.
     cost : array_like, (m,), optional
         What one answer costs.
+    schedule : array_like, (R, m), optional
+        Teachers who drift: factor on each one's rationality in rounds 1 to R; the last row holds from then
+        on. A negative factor turns a teacher round.
 
     Raises
     ------
@@ -320,6 +323,7 @@ class SimulatedTeachers:
         lapse: float = 0.0,
         names: Iterable[str] | None = None,
         cost: ArrayLike | None = None,
+        schedule: ArrayLike | None = None,
     ) -> None:
         self.seed, self.lapse = _seed(seed), V.number(lapse, "lapse", 0.0)
         if self.lapse > 1:
@@ -337,6 +341,11 @@ class SimulatedTeachers:
         if len(self._names) != m:
             raise ValueError(f"names has length {len(self._names)}; expected {m}, one for each teacher")
         self._cost = _cost(cost, m)
+        self.schedule = np.ones((1, m)) if schedule is None else V.floats(schedule, "schedule", 2)
+        if self.schedule.shape[0] == 0 or self.schedule.shape[1] != m:
+            raise ValueError(
+                f"schedule has shape {self.schedule.shape}; expected rounds x {m} teachers, one round or more"
+            )
         self._askings = _Askings()
 
     @property
@@ -358,12 +367,14 @@ class SimulatedTeachers:
         True
         """
 
-    def probability(self, conversation: ArrayLike, teacher: ArrayLike) -> Floats:
+    def probability(self, conversation: ArrayLike, teacher: ArrayLike, round: int = 1) -> Floats:
         """P(b preferred) of each (conversation, teacher), lapses included.
 
         Parameters
         ----------
         conversation, teacher : array_like of int, (B,)
+        round : int
+            Where the teachers drift.
 
         Returns
         -------
@@ -374,8 +385,9 @@ class SimulatedTeachers:
         >>> SimulatedTeachers([[0.0]], [1.0], [1.0]).probability([0], [0]).tolist()
         [0.5]
         """
-        i, j = _asked(conversation, teacher, 0, len(self.margin), len(self._names))
-        chance = _logistic(self.rationality[j, self.category[i]] * self.margin[i])
+        i, j = _asked(conversation, teacher, round, len(self.margin), len(self._names))
+        factor = self.schedule[min(max(round, 1), len(self.schedule)) - 1, j]
+        chance = _logistic(factor * self.rationality[j, self.category[i]] * self.margin[i])
         return self.lapse / 2 + (1 - self.lapse) * chance
 
     def ask(self, conversation: ArrayLike, teacher: ArrayLike, round: int = 1) -> Floats:
@@ -405,7 +417,7 @@ class SimulatedTeachers:
         """
         i, j = _asked(conversation, teacher, round, len(self.margin), len(self._names))
         repetition = self._askings.number(i, j, round)
-        return np.asarray(uniform(self.seed, i, j, repetition) < self.probability(i, j), np.float64)
+        return np.asarray(uniform(self.seed, i, j, repetition) < self.probability(i, j, round), np.float64)
 
 
 def _logistic(t: Floats) -> Floats:
@@ -632,6 +644,9 @@ class HumanTeachers:
     >>> HumanTeachers(tempfile.mkdtemp(), ["anna"], c).ask([0], [0], round=1)
     array([nan])
     """
+
+    #: Which completion stands first is tossed and noted: answers can be looked at for a preferred side.
+    shows_sides = True
 
     def __init__(
         self,

@@ -108,6 +108,8 @@ def test_the_front_page_names_every_command():
         (["run", "DATA", "--out", "OUT", "--ridge", "-1"], "ridge is -1.0"),
         (["run", "DATA", "--out", "OUT", "--ridge", "nan"], "ridge is nan"),
         (["run", "DATA", "--out", "OUT", "--seeds", "0"], "seeds is 0"),
+        (["run", "DATA", "--out", "OUT", "--explore", "-1"], "explore is -1"),
+        (["run", "DATA", "--out", "OUT", "--gold-share", "1"], "gold_share is 1.0, expected a share"),
         (["run", "DATA", "--out", "OUT", "--holdout", "1"], "holdout is 1.0"),
         (["run", "DATA", "--out", "OUT", "--workers", "0"], "workers is 0"),
         (["run", "DATA", "--out", "OUT", "--baselines", "uniform,luck"], "methods holds 'luck'"),
@@ -374,6 +376,54 @@ def test_a_reward_fitted_to_a_campaign_knows_its_encoder(tmp_path):
     chosen = ["policy", tmp_path / "data", "--reward", reward, "--out", out, "--encoder"]
     assert "made with encoder" in refused(*chosen, "hashing:16")
     works(*chosen, "hashing:8")
+
+
+def test_gold_questions_go_out_among_the_others_and_count_in_the_fit(tmp_path):
+    rows = begin(tmp_path, "--gold-share", "0.25", "--explore", "3", "--seed-labels", "16")
+    assert len(rows) == 16 and "gold" not in json.dumps(rows)
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({**row, "answer": "left"}) + "\n" for row in rows))
+    works("ingest", tmp_path / "c", answers)
+    fitted = json.loads(works("fit", tmp_path / "c", "--out", tmp_path / "fitted", "--json"))
+    assert fitted["answers"] == 16 and fitted["flagged"] == {}
+    model = RewardModel.load(tmp_path / "fitted" / "reward.safetensors")
+    assert model.n_teachers_ == 3  # the last one is the known answers
+    with open(tmp_path / "fitted" / "flags.csv", newline="") as file:
+        judged = list(csv.DictReader(file))
+    assert [row["teacher"] for row in judged] == ["anna", "ben"]
+    assert {row["flags"] for row in judged} == {"few answers"}
+
+
+def test_a_gold_share_without_known_answers_begins_no_campaign(tmp_path):
+    data = write_data(tmp_path / "data", votes=False)
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    (data / "pairs.jsonl").write_text("".join(json.dumps({**row, "gold": None}) + "\n" for row in rows))
+    options = ("--teachers", "anna,ben", "--gold-share", "0.1")
+    assert "no conversation in training has a known answer" in refused(
+        "select", tmp_path / "c", "--folder", data, *options
+    )
+    assert not (tmp_path / "c").exists()
+
+
+def test_run_and_fit_name_teachers_to_look_at(tmp_path):
+    data = write_data(tmp_path / "data", prompts=60)
+    with open(data / "votes.csv", newline="") as file:
+        header, *votes = csv.reader(file)
+    votes = [[*v[:2], 1 - int(v[2]) if v[1] == "teacher 2" else v[2], v[3]] for v in votes]
+    with open(data / "votes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *votes])
+    text = works("fit", data, "--out", tmp_path / "fitted")
+    assert "Teachers to look at:" in text
+    assert any(line.startswith("teacher 2") and line.endswith("opposes") for line in text.splitlines())
+    table = (tmp_path / "fitted" / "teachers.csv").read_text().splitlines()
+    assert all(line.endswith("opposes") == line.startswith("teacher 2") for line in table[1:])
+    text = works(
+        "run", data, "--out", tmp_path / "out", "--seeds", 1, "--budget", 240, "--method", "uniform",
+        "--baselines", "none", "--gold-share", 0.1,
+    )  # fmt: skip
+    assert "Teachers to look at:" in text and "teacher 2 (opposes)" in text
+    picks = [json.loads(line) for line in (tmp_path / "out" / "picks.jsonl").read_text().splitlines()]
+    assert sum(row["purpose"] == "gold" for row in picks) in range(10, 25)
 
 
 def test_refused_answers_are_all_listed_and_none_is_taken(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -68,7 +69,7 @@ def outcome(folder, results):
     """Bytes of every file, and the results, without the fields that are times."""
     files = {
         name: (folder / name).read_bytes()
-        for name in ("picks.jsonl", "teachers.csv", "policy.jsonl", "reward.safetensors")
+        for name in ("picks.jsonl", "teachers.csv", "flags.csv", "policy.jsonl", "reward.safetensors")
     }
     return files, json.dumps(without_seconds(results), sort_keys=True)
 
@@ -132,6 +133,10 @@ def test_files_are_whole_and_safe(tmp_path):
     assert set(picks[0]) == {"round", "conversation", "teacher", "gain", "purpose", "answer"}
     table = (tmp_path / "teachers.csv").read_text().splitlines()
     assert table[0].startswith("teacher,category,votes,rationality,low,high")
+    assert table[0].endswith(",flags") and all(line.endswith(",few answers") for line in table[1:])
+    judged = (tmp_path / "flags.csv").read_text().splitlines()
+    assert judged[0].startswith("teacher,answers,rationality,low,high,agreement") and len(judged) == 4
+    assert [line.split(",")[0] for line in judged[1:]] == ["anna", "'=ben", "cleo"]
     assert any(line.startswith("'=ben,x,") for line in table) and any(",'=y," in line for line in table)
     rows = [line.split(",") for line in table[1:]]
     assert sum(int(row[2]) for row in rows) == 26
@@ -160,6 +165,23 @@ def test_paired_differences_are_student_intervals():
     assert (d["high"] - d["low"]) / 2 == pytest.approx(half)
     assert (d["wins"], d["losses"], d["seeds"]) == (3, 1, 4)
     assert paired_difference([0.5], [0.4])["low"] is None
+
+
+def test_teachers_of_a_comparison_may_drift_and_are_flagged(tmp_path):
+    schedule = np.ones((9, 3))
+    schedule[4:, 0] = -1.0
+    plain = simulated(prompts=60)
+    truth = dataclasses.replace(plain.simulation, rationality=np.full((3, 2), 2.0))
+    drifting = dataclasses.replace(truth, schedule=schedule)
+    problems = [dataclasses.replace(plain, simulation=s) for s in (truth, drifting)]
+    assert problems[0].digest() != problems[1].digest()
+    chosen = settings(("uniform",), seeds=1, budget=200, batch=25)
+    flagged = []
+    for k, problem in enumerate(problems):
+        results = comparison.compare(problem, chosen, tmp_path / str(k))
+        flagged.append([row["teacher"] for row in results["flags"]["teachers"] if row["flags"]])
+        assert results["flags"]["tested"] == 3
+    assert flagged == [[], ["anna"]]
 
 
 # --------------------------------------------------------------------------------- the same whatever happens

@@ -69,6 +69,16 @@ def make_results(
              "true_rationality": 1.5 + k if true else None}
             for k, t in enumerate(teachers) for c in categories
         ],
+        "flags": {
+            "level": 0.05, "least": 20, "tested": len(teachers), "untested": 0,
+            "teachers": [
+                {"teacher": t, "answers": 60 - k, "rationality": 1.0, "low": 0.5, "high": 2.0,
+                 "agreement": 0.7, "early_agreement": 0.8, "late_agreement": 0.6, "first_side": None,
+                 "p_opposes": 1.0, "p_random": 0.9, "p_drifts": 0.01, "p_side": None,
+                 "flags": [] if k else ["drifts"]}
+                for k, t in enumerate(teachers)
+            ],
+        },
         "policy": {"radius": 1.0, "delta": 0.1, "reference": "mean", "prompts": 30, "completions": 90,
                    "prompts_where_choices_differ": 4,
                    "pessimistic": {"value": 0.9, "lower_bound": 0.5},
@@ -103,6 +113,40 @@ def test_labels_saved_are_counted_only_where_the_lead_lasts():
     curve = results["methods"]["dual"]["curve"]
     curve["accuracy"] = [[0.6, 0.9, 0.5]] * 5
     assert report.labels_to_match(results)["dual"] is None
+
+
+def test_flagged_teachers_are_named_and_the_others_counted():
+    results = make_results()
+    assert "Look at these teachers: anna (drifts) (2 teachers tested, 95% sure" in words(results)
+    table = report.flag_table(results["flags"]["teachers"])
+    assert "anna" in table and "drifts" in table and "ben" not in table
+    results["flags"]["teachers"][0]["flags"] = []
+    assert "No teacher is flagged" in words(results)
+    assert report.flag_table(results["flags"]["teachers"]) is None
+    for row in results["flags"]["teachers"]:
+        row |= {"flags": ["few answers"], "p_opposes": None}
+    results["flags"] |= {"tested": 0, "untested": 2}
+    assert "No teacher has the 20 answers" in words(results)
+    assert report.flag_table(results["flags"]["teachers"]) is None
+    many = make_results(teachers=[f"t{k}" for k in range(9)])
+    for row in many["flags"]["teachers"]:
+        row["flags"] = ["opposes"]
+    assert "t4 (opposes); and 4 more" in words(many)
+    del many["flags"]  # results of an older version
+    assert "Look at" not in words(many) and report.flags(many) is None
+
+
+@needs_plot
+@pytest.mark.parametrize("rounds", [True, False])
+def test_the_figure_of_flags_has_a_panel_for_change_where_rounds_are_known(rounds):
+    results = make_results()
+    for row in results["flags"]["teachers"]:
+        if not rounds:
+            row |= {"early_agreement": None, "late_agreement": None}
+    figure = report.flags(results)
+    assert len(figure.axes) == 1 + rounds
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["drifts"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["ben", "anna"]
 
 
 @needs_plot
@@ -230,7 +274,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 @needs_plot
 def test_figures_without_their_numbers_are_left_out(tmp_path):
     results = make_results()
-    results.update(policy=None, teachers=[], asked={}, comparison=None)
+    results.update(policy=None, teachers=[], flags=None, asked={}, comparison=None)
     names = {path.name for path in report.render(tmp_path, results)}
     assert names == {"learning_curves.png", "each_method.png", "information.png", "report.html"}
 

@@ -110,6 +110,17 @@ def test_seeds_differ_and_extreme_margins_are_certain():
     assert t.ask([0, 1], [0, 0], 1).tolist() == [1.0, 0.0]
 
 
+def test_teachers_on_a_schedule_change_from_round_to_round():
+    schedule = [[1.0, 1.0], [1.0, -1.0], [1.0, 0.0]]
+    t = SimulatedTeachers([[100.0]], [1.0], [1.0, 1.0], schedule=schedule)
+    chances = [t.probability([0, 0], [0, 1], round).tolist() for round in (0, 1, 2, 3, 9)]
+    assert chances == [[1, 1], [1, 1], [1, pytest.approx(0)], [1, 0.5], [1, 0.5]]
+    assert [t.ask([0, 0], [0, 1], round).tolist() for round in (1, 2)] == [[1, 1], [1, 0]]
+    for wrong in ([[1.0]], np.ones((0, 2)), [1.0, 1.0], [[1.0, np.nan]]):
+        with pytest.raises(ValueError, match="schedule"):
+            SimulatedTeachers([[1.0]], [1.0], [1.0, 1.0], schedule=wrong)
+
+
 def test_simulated_from_conversations_and_pool():
     c = Conversations.from_completions(
         np.random.default_rng(0).normal(size=(5, 2)), [0, 3, 5], prompt_category=[1, 0]
