@@ -145,6 +145,9 @@ _policy_options = _options(
     click.option("--delta", type=float, default=0.1, show_default=True,
                  help="Chance that the confidence set behind the pessimistic policy misses the truth."),
     click.option("--radius", type=float, default=None, help="Radius of that set, in place of --delta."),
+    click.option("--reward-norm", type=float, default=None,
+                 help="Bound on the length of theta in that radius; 0 leaves the ridge's bias out. "
+                 "[default: estimated]"),
 )  # fmt: skip
 
 
@@ -490,6 +493,8 @@ def run_command(folder: Path | None, out: Path, **given: Any) -> None:
         holdout=given["holdout"],
         delta=given["delta"],
         radius=given["radius"],
+        reward_norm=given["reward_norm"],
+        top=given["method"],
     )
     problem = _problem(folder, given)
     try:
@@ -805,7 +810,11 @@ def policy_command(
             f"{reward_file}: is for {len(model.coef_)} features, but the completions have {conversations.d}"
         )
     summary, rows = comparison.policy_summary(
-        conversations, model, delta=given["delta"], radius=given["radius"]
+        conversations,
+        model,
+        delta=given["delta"],
+        radius=given["radius"],
+        reward_norm=given["reward_norm"],
     )
     if summary is None:
         raise ValueError("a policy chooses completions, but only differences of pairs are given")

@@ -266,6 +266,11 @@ class Comparison:
         Probability that the ellipsoid behind the pessimistic policy misses the truth.
     radius : float, optional
         Radius of that ellipsoid, in place of `delta`.
+    reward_norm : float, optional
+        S >= abs(theta) in that radius; see `policy_summary`.
+    top : str, optional
+        The method whose first seed gives the top-level files; "dual", where it is among the methods, or else
+        the first.
     """
 
     design: Design = field(default_factory=Design)
@@ -274,6 +279,8 @@ class Comparison:
     holdout: float = 0.3
     delta: float = 0.1
     radius: float | None = None
+    reward_norm: float | None = None
+    top: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -288,12 +295,18 @@ class Comparison:
             raise ValueError(f"holdout is {self.holdout!r}, expected a share of at least 0 and below 1")
         if not 0.0 < self.delta < 1.0:
             raise ValueError(f"delta is {self.delta!r}, expected a probability above 0 and below 1")
-        if self.radius is not None and not (np.isfinite(self.radius) and self.radius >= 0):
-            raise ValueError(f"radius is {self.radius!r}, expected a finite number of at least 0")
+        for name in ("radius", "reward_norm"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
+        if self.top is not None and self.top not in self.methods:
+            raise ValueError(f"top is {self.top!r}, expected one of the methods ({', '.join(self.methods)})")
 
     @property
     def main(self) -> str:
         """The method whose first seed gives the top-level files."""
+        if self.top is not None:
+            return self.top
         return "dual" if "dual" in self.methods else self.methods[0]
 
     def rounds(self) -> int:
@@ -698,6 +711,7 @@ def _results(
             "seeds": comparison.seeds,
             "holdout": comparison.holdout,
         },
+        "main": comparison.main,
         "methods": methods,
         "comparison": _against(methods, "uniform"),
         "asked": {name: _asked(rows, problem) for name, rows in cells.items()},
@@ -886,6 +900,7 @@ def write_study(
         study.model,
         delta=comparison.delta,
         radius=comparison.radius,
+        reward_norm=comparison.reward_norm,
         reward=None if study.truth is None else study.truth[0],
     )
     if choices:
@@ -1032,6 +1047,7 @@ def policy_summary(
     *,
     delta: float = 0.1,
     radius: float | None = None,
+    reward_norm: float | None = None,
     reward: Floats | None = None,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The pessimistic policy beside the greedy one.
@@ -1044,6 +1060,12 @@ def policy_summary(
         Fitted.
     delta, radius : float
         Radius of the ellipsoid, from its probability of missing the truth or set by hand.
+    reward_norm : float, optional
+        S >= abs(theta): the radius is sqrt(chi2_d(1 - delta)) + sqrt(ridge) S, the second term for the
+        ridge's pull towards 0 (0 leaves it out, and coverage may fall far below nominal where theta is
+        longer than the prior expects). By default S^2 is theta's expected square under the posterior,
+        abs(theta)^2 + the trace of its covariance: d / ridge before any label, the estimate's own when there
+        are many.
     reward : ndarray, (d,), optional
         The truth, in a simulation.
 
@@ -1059,7 +1081,14 @@ def policy_summary(
         return None, []
     if radius is not None and not np.isfinite(radius):
         raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
-    gamma = confidence_radius(c.d, delta) if radius is None else radius
+    if radius is None and reward_norm is None:
+        spread = float(np.trace(model.coef_covariance()))
+        reward_norm = float(np.sqrt(model.coef_ @ model.coef_ + spread))
+    gamma = (
+        radius
+        if radius is not None
+        else confidence_radius(c.d, delta, "ellipsoid", _ridge(model), reward_norm)
+    )
     shared = (c.completions, c.prompt_offsets, model.coef_)
     greedy = greedy_policy(*shared, M=model.information_, radius=gamma, reference="mean")
     with warnings.catch_warnings():
@@ -1070,6 +1099,7 @@ def policy_summary(
     summary: dict[str, Any] = {
         "radius": gamma,
         "delta": delta if radius is None else None,
+        "reward_norm": reward_norm if radius is None else None,
         "reference": "mean of each prompt's completions",
         "prompts": len(c.prompt_offsets) - 1,
         "completions": len(c.completions),
@@ -1078,6 +1108,11 @@ def policy_summary(
         "greedy": _policy_figures(c, greedy, reward),
     }
     return summary, _policy_rows(c, careful, greedy)
+
+
+def _ridge(model: RewardModel) -> float:
+    """The ridge inside the information matrix."""
+    return float(getattr(model, "ridge_", model.ridge))
 
 
 def _policy_figures(c: Conversations, policy: PessimisticPolicy, reward: Floats | None) -> dict[str, Any]:

@@ -247,7 +247,11 @@ class _Crowd:
             basis = scipy.linalg.qr(x.T, mode="economic", check_finite=False)[0]
             x, theta = np.ascontiguousarray(x @ basis), basis.T @ theta
         self.x, self.theta, self.label, self.teacher = x, theta, answers.label, answers.teacher
-        self.said, self.lapse, self.ridge = answers.said, float(model.lapse), float(model.ridge)
+        self.said, self.lapse, self.ridge = (
+            answers.said,
+            float(getattr(model, "lapse_", model.lapse)),
+            float(getattr(model, "ridge_", model.ridge)),
+        )
         self.beta = model.rationality_[answers.teacher, answers.category]
         self.margin = x @ theta
         self.weight, self.score = self._derivatives(self.margin)

@@ -329,9 +329,16 @@ def sentences(results: Results) -> list[str]:
     ]
 
 
+def _main(results: Results) -> str:
+    """The method that the report is about."""
+    methods = results["methods"]
+    first = "dual" if "dual" in methods else next(iter(methods))
+    return str(results.get("main", first))
+
+
 def _accuracy_sentences(results: Results) -> list[str]:
     methods = results["methods"]
-    name = "dual" if "dual" in methods else next(iter(methods))
+    name = _main(results)
     mean = _mean(methods[name]["accuracy"])
     if mean is None:
         return ["Accuracy could not be measured: no held-out conversation has a known answer of a or b."]
@@ -405,17 +412,20 @@ def _ceiling_sentences(results: Results) -> list[str]:
 
 
 def _information_sentences(results: Results) -> list[str]:
-    lines = []
-    d = ((results.get("comparison") or {}).get("log_det") or {}).get("dual")
+    lines, name = [], _main(results)
+    d = ((results.get("comparison") or {}).get("log_det") or {}).get(name)
     if d is not None and d["low"] is not None:
         verb = "more" if d["mean"] >= 0 else "less"
         lines.append(
             f"Its labels carry {verb} information: log det {d['mean']:+.1f} against uniform's "
             f"(95 % interval {d['low']:+.1f} to {d['high']:+.1f})."
         )
-    efficiency = results["methods"].get("dual", {}).get("smallest_d_efficiency")
+    efficiency = results["methods"][name].get("smallest_d_efficiency")
     if efficiency is not None:
-        lines.append(f"Every batch is proved to gain at least {efficiency:.1%} of what any batch could.")
+        settings = results["settings"]
+        parts = settings.get("explore") or settings.get("gold_share")
+        what = "Every batch without gold questions or exploration" if parts else "Every batch"
+        lines.append(f"{what} is proved to gain at least {efficiency:.1%} of what any batch could.")
     return lines
 
 
@@ -920,7 +930,7 @@ def render(folder: str | os.PathLike[str], results: Results) -> list[Path]:
         rows=_table_rows(results),
         figures=shown,
         facts=_facts(results),
-        own=LABELS["dual"],
+        own=LABELS.get(_main(results)),
         lists=[
             ("How to read this", _GLOSSARY),
             ("The methods", [(LABELS.get(m, m), DESCRIPTIONS.get(m, "")) for m in results["methods"]]),

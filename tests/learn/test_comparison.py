@@ -158,6 +158,50 @@ def test_without_known_truth_there_is_no_accuracy_and_without_completions_no_pol
     assert results["policy"] is None and not (tmp_path / "policy.jsonl").exists()
 
 
+def test_the_top_level_files_are_the_chosen_methods(tmp_path):
+    problem = simulated()
+    wanted = dataclasses.replace(settings(("dual", "uniform"), seeds=1), top="uniform")
+    results = comparison.compare(problem, wanted, tmp_path / "both")
+    alone = comparison.compare(problem, settings(("uniform",), seeds=1), tmp_path / "alone")
+    assert results["main"] == "uniform" == alone["main"]
+    assert outcome(tmp_path / "both", {})[0] == outcome(tmp_path / "alone", {})[0]
+    assert comparison.compare(problem, settings(("uniform", "dual"), 1), tmp_path / "c")["main"] == "dual"
+
+
+def test_the_radius_counts_the_ridges_bias():
+    c = make_conversations()
+    y = (c.differences() @ np.ones(3) > 0).astype(float)
+    model = RewardModel(ridge=2.0).fit(c.differences(), y)
+    chi = comparison.confidence_radius(3, 0.1)
+    summary, _ = comparison.policy_summary(c, model)
+    expected = np.sqrt(model.coef_ @ model.coef_ + np.trace(model.coef_covariance()))
+    assert summary["reward_norm"] == pytest.approx(expected)
+    assert summary["radius"] == pytest.approx(chi + np.sqrt(2.0) * expected)
+    assert comparison.policy_summary(c, model, reward_norm=0.0)[0]["radius"] == pytest.approx(chi)
+    by_hand = comparison.policy_summary(c, model, radius=1.5)[0]
+    assert (by_hand["radius"], by_hand["reward_norm"], by_hand["delta"]) == (1.5, None, None)
+    with pytest.raises(ValueError, match="reward_norm is -1"):
+        comparison.policy_summary(c, model, reward_norm=-1.0)
+
+
+def test_the_radius_covers_a_reward_longer_than_the_prior_expects():
+    """Without the second term the truth is missed more often than delta says."""
+    inside = {None: 0, 0.0: 0}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        theta = rng.standard_normal(6)
+        theta *= 4 / np.linalg.norm(theta)
+        phi = rng.standard_normal((60, 6))
+        c = Conversations.from_completions(phi, np.arange(31) * 2)
+        y = (rng.random(c.n) < 1 / (1 + np.exp(-(c.differences() @ theta)))).astype(float)
+        model = RewardModel().fit(c.differences(), y)
+        away = theta - model.coef_
+        for norm in inside:
+            radius = comparison.policy_summary(c, model, reward_norm=norm)[0]["radius"]
+            inside[norm] += np.sqrt(away @ model.information_ @ away) <= radius
+    assert inside[None] >= 36 and inside[0.0] <= 32
+
+
 def test_paired_differences_are_student_intervals():
     d = paired_difference([0.6, 0.7, 0.65, 0.7], [0.5, 0.65, 0.7, 0.6])
     assert d["mean"] == pytest.approx(0.05)
@@ -272,6 +316,11 @@ def test_force_clears_a_damaged_ledger(tmp_path):
         (lambda: Comparison(holdout=1.0), "holdout is 1.0"),
         (lambda: Comparison(delta=0.0), "delta is 0.0"),
         (lambda: Comparison(radius=float("inf")), "radius is inf"),
+        (lambda: Comparison(reward_norm=-1.0), "reward_norm is -1.0"),
+        (
+            lambda: Comparison(methods=("dual",), top="uniform"),
+            "top is 'uniform', expected one of the methods",
+        ),
         (lambda: Problem("none", make_conversations()), "0 of votes, simulation and people were given"),
     ],
 )
