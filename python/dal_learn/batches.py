@@ -92,7 +92,7 @@ class GoldQuestions:
     admissible : Admissible
         To whom each may still be put; everything else is closed.
     uncertainty : ndarray, (m, C)
-        Standard error of each log rationality; zeros before any fit.
+        Standard error of each log rationality.
     """
 
     places: int

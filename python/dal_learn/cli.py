@@ -135,6 +135,12 @@ _model_options = _options(
 )  # fmt: skip
 
 _asking_options = _options(
+    click.option("--criterion", type=click.Choice(["plug_in", "optimistic"]), default="plug_in",
+                 show_default=True,
+                 help="How the dual design treats that rationalities are estimates: as they are, or at their "
+                 "most informative within an interval."),
+    click.option("--optimism-level", type=float, default=0.95, show_default=True,
+                 help="Probability that such an interval covers its rationality."),
     click.option("--explore", type=int, default=0, show_default=True,
                  help="Teachers asked fewer times than this have first claim on half of every batch."),
     click.option("--gold-share", type=float, default=0.0, show_default=True,
@@ -527,6 +533,8 @@ def _design(given: Mapping[str, Any], method: str, budget: int) -> Design:
         stop_gain=given["stop_gain"],
         repeats=given["repeats"],
         optimism=given["optimism"],
+        criterion=given["criterion"],
+        optimism_level=given["optimism_level"],
         explore=given["explore"],
         gold_share=given["gold_share"],
     )

@@ -264,6 +264,11 @@ class DesignState:
         How often the dual rule may ask about one conversation in a batch.
     optimism : float
         k of the dual rule's optimistic margin max(abs(u) - k sd(u), 0).
+    criterion : str
+        What a pair is worth to the dual rule: "plug_in" takes the estimated rationalities as they are,
+        "optimistic" the most informative ones in `rationality_interval`.
+    rationality_interval : ndarray, (m, C, 2), optional
+        Ends of an interval of the size of each rationality, for the "optimistic" criterion.
     truth : tuple of (d,) and (m, C) arrays, optional
         True reward and rationality, where a simulation knows them; for `oracle` only.
     selector : dal_native.Selector, optional
@@ -280,6 +285,8 @@ class DesignState:
     cost: Floats | None = None
     repeats: int = 1
     optimism: float = 0.0
+    criterion: str = "plug_in"
+    rationality_interval: Floats | None = None
     truth: tuple[Floats, Floats] | None = None
     selector: Any = field(default=None, compare=False)
 
@@ -481,10 +488,17 @@ def _with_gain(
 
 
 def _exact_batch(
-    state: DesignState, size: int, reward: Floats, rationality: Floats, matrix: Floats, selector: Any
+    state: DesignState,
+    size: int,
+    reward: Floats,
+    rationality: Floats,
+    matrix: Floats,
+    selector: Any,
+    **criterion: Any,
 ) -> Any:
     allowed = state.admissible
     options: dict[str, Any] = {
+        **criterion,
         "capacity": allowed.capacity,
         "cost": state.cost,
         "repeats": state.repeats,
@@ -505,14 +519,20 @@ def _exact_batch(
 
 
 def dual(state: DesignState, size: int, rng: np.random.Generator) -> Picks:
-    """The exact greedy D-optimal batch over conversations and teachers together."""
-    batch = _exact_batch(state, size, state.reward, state.rationality, state.matrix, state.selector)
-    return Picks(
-        np.asarray(batch.conversation, np.int64),
-        np.asarray(batch.teacher, np.int64),
-        np.asarray(batch.gain, np.float64),
-        float(batch.d_efficiency),
-    )
+    """The exact greedy D-optimal batch over conversations and teachers together.
+
+    By the state's criterion. Gains are those at the current estimates, whatever the criterion; the
+    certificate is of the criterion's own objective.
+    """
+    options: dict[str, Any] = {"criterion": state.criterion}
+    if state.criterion == "optimistic":
+        options["rationality_interval"] = state.rationality_interval
+    given = state.reward, state.rationality, state.matrix, state.selector
+    batch = _exact_batch(state, size, *given, **options)
+    chosen = np.asarray(batch.conversation, np.int64), np.asarray(batch.teacher, np.int64)
+    if state.criterion == "plug_in":
+        return Picks(*chosen, np.asarray(batch.gain, np.float64), float(batch.d_efficiency))
+    return _with_gain(state, *chosen, float(batch.d_efficiency))
 
 
 def oracle(state: DesignState, size: int, rng: np.random.Generator) -> Picks:

@@ -190,11 +190,64 @@ def test_without_seed_labels_the_design_chooses_from_the_start():
         ({"ridge": 0.0}, "ridge is 0.0, expected a finite number above 0"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"stop_gain": -1.0}, "stop_gain is -1.0"),
+        ({"ridge": "a"}, "ridge is 'a', expected a finite number above 0"),
+        ({"ridge": True}, "ridge is True"),
+        ({"rationality_scale": None}, "rationality_scale is None"),
+        ({"stop_gain": "0"}, "stop_gain is '0'"),
+        ({"optimism": np.inf}, "optimism is inf"),
+        ({"signed": "yes"}, "signed is 'yes', expected True or False"),
+        ({"fit": "map"}, "fit is 'map', expected one of marginal"),
+        ({"criterion": "best"}, "criterion is 'best', expected one of plug_in, optimistic"),
+        ({"optimism_level": 1.0}, "optimism_level is 1.0, expected a probability"),
+        ({"explore": -1}, "explore is -1, expected a whole number of at least 0"),
+        ({"gold_share": 1.0}, "gold_share is 1.0, expected a share"),
+        ({"gold_share": "half"}, "gold_share is 'half'"),
+        ({"capacity": (1, -1)}, r"capacity is \(1, -1\), expected whole numbers of at least 0"),
+        ({"capacity": 3.5}, "capacity is 3.5"),
     ],
 )
 def test_designs_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Design(**{"seed_labels": 5, "budget": 20, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conversations": np.eye(3)}, "conversations is of type ndarray, expected Conversations"),
+        ({"teachers": ["anna"]}, "teachers is of type list, expected Teachers"),
+        ({"settings": {"budget": 3}}, "settings is of type dict, expected a Design"),
+        ({"settings": Design(capacity=(1, 2))}, "capacity has 2 numbers, expected 3, one for each teacher"),
+        ({"train": [0, 90]}, "train holds 90; expected"),
+        ({"train": [[0, 1]]}, "train has"),
+        ({"train": ["a"]}, "train"),
+        ({"train": [0.5]}, "train"),
+        ({"train": []}, "train holds no conversation"),
+        ({"held_out": [-1]}, "held_out holds -1"),
+        ({"truth": np.ones(4)}, "expected a pair: reward and rationality"),
+        ({"truth": (np.ones(3), np.ones((3, 2)))}, "reward has length 3"),
+        ({"common": (np.ones(4), np.ones((2, 2)))}, "common's rationality is of 2 teachers, expected 3"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(changes, message):
+    c = make_conversations()
+    given = {"conversations": c, "teachers": SimulatedTeachers(c, np.ones(4), np.ones((3, 2)))} | changes
+    with pytest.raises(ValueError, match=message):
+        Study(given.pop("conversations"), given.pop("teachers"), **given)
+
+
+def test_the_optimistic_criterion_tries_who_may_be_good(tmp_path):
+    plain, hopeful = make_study(budget=60), make_study(budget=60, criterion="optimistic", optimism_level=0.9)
+    plain.run(), hopeful.run()
+    assert [r["teacher"] for r in plain.picks()] != [r["teacher"] for r in hopeful.picks()]
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        part = make_study(ledger=ledger, budget=60, criterion="optimistic", optimism_level=0.9)
+        part.step(), part.step()
+    with Ledger(path) as ledger:
+        rest = make_study(ledger=ledger, budget=60, criterion="optimistic", optimism_level=0.9)
+        rest.run()
+        assert facts(rest) == facts(hopeful)
 
 
 def test_splits_keep_prompts_whole_and_differ_by_seed():

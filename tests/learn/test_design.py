@@ -101,6 +101,44 @@ def test_dual_gains_most_of_all_methods_in_its_first_pick():
         assert method(state, 1, design.random_stream(1)).gain[0] <= best + 1e-12, name
 
 
+def dense_optimistic(state, size, interval):
+    """The rule as it is written down: every pair at every step, the largest weight over its interval."""
+    x = state.pool.take(np.arange(N))
+    u = np.abs(x @ state.reward)
+    grid = np.exp(np.linspace(0, 1, 4001))[None, None, :] - 1
+    share = grid / grid.max()
+    low, high = (interval[:, state.category, k][:, :, None] for k in (0, 1))
+    beta = low + (high - low) * share
+    w = (beta**2 / (2 + 2 * np.cosh(beta * u[None, :, None]))).max(axis=2).T
+    matrix, chosen = state.matrix.copy(), []
+    free = np.ones((N, M), bool)
+    for _ in range(size):
+        h = np.einsum("ij,ij->i", x @ np.linalg.inv(matrix), x)
+        i, j = np.unravel_index(np.argmax(np.where(free, w * h[:, None], -1.0)), w.shape)
+        chosen.append((int(i), int(j)))
+        free[i] = False
+        matrix += w[i, j] * np.outer(x[i], x[i])
+    return chosen
+
+
+def test_the_optimistic_criterion_takes_the_best_rationality_of_each_interval():
+    state = make_state(asked=[(0, 0), (1, 3)])
+    spread = np.random.default_rng(4).uniform(0.1, 1.0, (M, C, 1))
+    interval = state.rationality[:, :, None] * np.exp(spread * np.array([-1.0, 1.0]))
+    hopeful = dataclasses.replace(state, criterion="optimistic", rationality_interval=interval)
+    picks = design.dual(hopeful, 6, design.random_stream(0))
+    expected = dense_optimistic(dataclasses.replace(state, admissible=design.Admissible(N, M)), 6, interval)
+    assert pairs_of(picks) == expected != pairs_of(design.dual(state, 6, design.random_stream(0)))
+    x = state.pool.take(picks.conversation)
+    beta = state.rationality[picks.teacher, state.category[picks.conversation]]
+    own = design.sequential_gain(x, dn.choice_weight(x @ state.reward, beta), state.matrix)
+    assert picks.gain == pytest.approx(own)
+    narrow = dataclasses.replace(hopeful, rationality_interval=np.repeat(state.rationality[:, :, None], 2, 2))
+    assert pairs_of(design.dual(narrow, 6, None)) == pairs_of(design.dual(state, 6, None))
+    truth = design.oracle(hopeful, 6, None)  # has nothing to hope for
+    assert pairs_of(truth) == pairs_of(design.oracle(state, 6, None))
+
+
 def test_oracle_needs_a_truth():
     with pytest.raises(ValueError, match="only a simulation"):
         design.oracle(make_state(truth=None), 3, design.random_stream(0))
