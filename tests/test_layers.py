@@ -28,8 +28,10 @@ ORDER = {
         ("testing",),
     ),
     "dal_learn": (
-        ("_files", "_philox", "_moments"),
-        ("_fit", "_reward_file", "_ledger"),
+        ("_files", "_philox", "_moments", "_rows", "_teacher_blocks"),
+        ("_links", "_covariance", "_reward_file", "_ledger"),
+        ("_answers",),
+        ("_fit", "_labels"),
         ("conversations",),
         ("teachers",),
         ("encoders",),

@@ -1,11 +1,12 @@
 """The reward: a heterogeneous Bradley-Terry model, its rationalities fitted against the posterior of theta.
 
-    P(b preferred | difference x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta)
+    P(b preferred | difference x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta + bias_j side)
 
-with theta ~ N(0, I / ridge) and log beta ~ N(0, rationality_scale^2), mean log beta = 0 over the cells
-(teacher, category) that have labels: (a theta, beta / a) would fit equally well, so the scale has to be
-fixed. Fitting (theta, beta) jointly at their common maximum believes a teacher the more, the more it is alone
-with an opinion; the default fit averages over the posterior of theta instead.
+with theta ~ N(0, I / ridge) and log beta ~ N(0, rationality_scale^2), what a teacher's categories have in common
+included, and mean log beta = 0 over the cells (teacher, category) that have labels: (a theta, beta / a) would fit
+equally well, so the scale has to be fixed. Fitting (theta, beta) jointly at their common maximum believes a
+teacher the more, the more it is alone with an opinion; the default fit averages over the posterior of theta
+instead.
 """
 
 from __future__ import annotations
@@ -14,20 +15,29 @@ import inspect
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 import scipy.sparse
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 import dal_native as dn
 from dal_native import _validate as V
 from dal_native._dispatch import single_threaded_blas
 
+from ._answers import Answers, Information
+from ._covariance import JointCovariance, prior_covariance
 from ._files import FileFormatError
-from ._fit import Labels, distinct_rows, expected_terms, fit_labels
+from ._fit import Fitted, Setting, fit_answers
+from ._labels import Asked, Cells, cells_of, check_choices, check_labels, check_rankings, sizes
+from ._links import Lapsing, Link, Logistic, RaoKupper
 from ._reward_file import HEAD, read_tensors, write_tensors
+from ._teacher_blocks import TeacherBlocks
 
 __all__ = ["ConvergenceWarning", "NotFittedError", "RewardModel"]
 
@@ -35,8 +45,10 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 METHODS = ("marginal", "joint_map", "homogeneous")
-_QUANTILE_95 = 1.959963984540054
-_LARGEST_FEATURE = 1e50
+_EVIDENCE_STEPS = 30  # updates of ridge and rationality_scale
+_EVIDENCE = 0.01  # largest change of their logarithms at which the updates stop
+_RIDGES, _SCALES = (1e-6, 1e8), (0.05, 3.0)
+_START_LAPSE, _START_TIES = 0.02, 0.5
 
 
 class ConvergenceWarning(UserWarning):
@@ -67,23 +79,39 @@ class RewardModel:
 
     Parameters
     ----------
-    ridge : float, default 1.0
-        Prior precision of theta, above 0.
-    rationality_scale : float, default 0.5
+    ridge : float or "evidence", default 1.0
+        Prior precision of theta, above 0; "evidence" takes the one under which the labels are likeliest
+        (marginal likelihood, see Notes).
+    rationality_scale : float or "evidence", default 0.5
         Prior standard deviation of log|rationality|, above 0: how far teachers are expected to differ.
+    category_correlation : float, default 0.5
+        Share of that variance which all categories of a teacher have in common, in [0, 1): a teacher with few
+        labels in a category is believed there as far as in others, and without any as far as the crowd.
     method : {"marginal", "joint_map", "homogeneous"}, default "marginal"
         "marginal" fits the rationalities against the posterior of theta (variational, Gaussian); `coef_` is
         the posterior's mean. "joint_map" takes the common maximum (teachers that were asked at high leverage
         confirm themselves: for comparison only). "homogeneous" holds every rationality at 1; `coef_` is the
         mode.
     rationality : array_like, (m, C) or (m,), optional
-        Known rationalities, taken as they are, whatever the method; `coef_` is the posterior mode.
+        Known rationalities, taken as they are, whatever the method; NaN where one is to be estimated. With all
+        of them known `coef_` is the posterior mode. Known ones fix the scale: nothing is anchored then.
     signed : bool, default False
         Let rationalities be negative (adversarial teachers). Signs are turned one by one or together as long
         as the objective rises; of the two mirror images the one is kept in which most labels (by weight) come
         from cells of positive rationality.
-    lapse : float, default 0.0
-        Share of answers given by a coin, in [0, 1).
+    lapse : float or "fit", default 0.0
+        Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd.
+    ties : bool, default False
+        Take a label of exactly 0.5 as a tie, a third outcome (Rao and Kupper, 1967), with one threshold for the
+        crowd; otherwise it is half an answer for each side. Not together with lapses.
+    position_bias : float, default 0.0
+        Prior standard deviation of every teacher's bias towards the completion shown first (`side` of `fit`), on
+        the scale of beta times margin; 0 for none.
+    drift : float, default 0.0
+        Standard deviation by which log|rationality| of a teacher walks from round to round (`round` of `fit`);
+        `rationality_` is then that of the last round. 0 for none.
+    warm_start : bool, default False
+        Begin the next fit where the last one ended.
     max_iter : int, default 200
         Steps allowed; a fit that needs more warns with `ConvergenceWarning`.
     tol : float, default 1e-6
@@ -94,13 +122,21 @@ class RewardModel:
     coef_ : ndarray, (d,)
         theta.
     rationality_ : ndarray, (m, C)
-        1 (the prior's mean) where there are no labels.
+        Without labels, what the teacher's other categories suggest; 1 (the prior's mean) without any.
     rationality_se_ : ndarray, (m, C)
         Standard error of `rationality_`, by the delta method from the anchored information:
-        |rationality| * standard error of its logarithm. Without labels that is `rationality_scale`; 0 where
-        the rationality is known or, as of a single labelled cell, fixed by the anchor.
+        |rationality| * standard error of its logarithm; 0 where the rationality is known or, as of a single
+        labelled cell, fixed by the anchor.
     rationality_interval_ : ndarray, (m, C, 2)
-        95 % interval, symmetric on the logarithmic scale.
+        95 % interval, symmetric on the logarithmic scale; `rationality_profile` is better near zero.
+    rounds_, rationality_path_ : ndarray, (R,) and (m, C, R)
+        With drift: the rounds that have labels, and the rationalities then.
+    position_bias_, position_bias_se_ : ndarray, (m,)
+        Towards the side shown first; 0 where it is not estimated.
+    lapse_, tie_threshold_ : float
+        As given, or as fitted; `tie_threshold_` is 0 without ties.
+    ridge_, rationality_scale_ : float
+        As given, or as the evidence says.
     information_ : ndarray, (d, d)
         ridge I + sum of w x x' at (`coef_`, `rationality_`).
     converged_ : bool
@@ -136,22 +172,32 @@ class RewardModel:
 
     def __init__(
         self,
-        ridge: float = 1.0,
-        rationality_scale: float = 0.5,
+        ridge: float | str = 1.0,
+        rationality_scale: float | str = 0.5,
         *,
+        category_correlation: float = 0.5,
         method: str = "marginal",
         rationality: ArrayLike | None = None,
         signed: bool = False,
-        lapse: float = 0.0,
+        lapse: float | str = 0.0,
+        ties: bool = False,
+        position_bias: float = 0.0,
+        drift: float = 0.0,
+        warm_start: bool = False,
         max_iter: int = 200,
         tol: float = 1e-6,
     ) -> None:
         self.ridge = ridge
         self.rationality_scale = rationality_scale
+        self.category_correlation = category_correlation
         self.method = method
         self.rationality = rationality
         self.signed = signed
         self.lapse = lapse
+        self.ties = ties
+        self.position_bias = position_bias
+        self.drift = drift
+        self.warm_start = warm_start
         self.max_iter = max_iter
         self.tol = tol
 
@@ -246,20 +292,26 @@ class RewardModel:
 
     def fit(
         self,
-        X: ArrayLike,
+        X: Any,
         y: ArrayLike,
         teacher: ArrayLike | None = None,
         category: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         n_teachers: int | None = None,
         n_categories: int | None = None,
+        *,
+        pairs: ArrayLike | None = None,
+        side: ArrayLike | None = None,
+        round: ArrayLike | None = None,
     ) -> RewardModel:
         """Fit theta and the rationalities to T labels.
 
         Parameters
         ----------
-        X : array_like, (T, d)
-            Difference phi(b) - phi(a) of each label; T may be 0 (then the prior comes out).
+        X : array_like, (T, d), or Pool
+            Difference phi(b) - phi(a) of each label; T may be 0 (then the prior comes out). float32 and float16
+            arrays are read as they are stored, and so are memory maps and pools of files. With `pairs`:
+            completions, (N, d).
         y : array_like, (T,)
             1 (b preferred), 0 (a preferred) or anything between.
         teacher, category : array_like of int, (T,), optional
@@ -268,6 +320,12 @@ class RewardModel:
             0 or more; a weight of 2 is two equal labels, of 0 none.
         n_teachers, n_categories : int, optional
             m and C when the labels do not reach the last of them.
+        pairs : array_like of int, (T, 2), optional
+            Completions (a, b) of each label, rows of X; differences are formed block by block and never stored.
+        side : array_like of int, (T,), optional
+            1 where b was shown first, -1 where a was, 0 where nobody knows; for `position_bias`.
+        round : array_like of int, (T,), optional
+            0 or more: when each label was given; for `drift`.
 
         Returns
         -------
@@ -290,103 +348,262 @@ class RewardModel:
         >>> RewardModel().fit(np.zeros((0, 2)), []).information_.tolist()
         [[1.0, 0.0], [0.0, 1.0]]
         """
-        known = self._check_parameters()
-        x, label, weight, j, c = _check_labels(X, y, teacher, category, sample_weight)
-        m, n_kinds = _sizes(j, c, known, n_teachers, n_categories)
-        if known is not None:
-            known = V.rationality(known, n_kinds)
-            n_kinds = known.shape[1]
-        V.within(j, m, "teacher", "teachers")
-        V.within(c, n_kinds, "category", "categories")
-        kept = weight > 0
-        if not kept.all():
-            x, label, weight, j, c = x[kept], label[kept], weight[kept], j[kept], c[kept]
-        cells, cell = np.unique(j * n_kinds + c, return_inverse=True)
-        labels = Labels(
-            *distinct_rows(x),
-            label,
-            weight,
-            cell,
-            ridge=float(self.ridge),
-            spread=float(self.rationality_scale),
-            lapse=float(self.lapse),
-        )
-        estimate = known is None and self.method != "homogeneous"
-        beta = np.ones((m, n_kinds)) if known is None else known.copy()
-        with single_threaded_blas():
-            fitted = fit_labels(
-                labels,
-                beta.ravel()[cells],
-                marginal=estimate and self.method == "marginal",
-                estimate=estimate,
-                signed=bool(self.signed),
-                max_iter=int(self.max_iter),
-                tol=float(self.tol),
+        self._check_parameters()
+        asked = check_choices(X, y, teacher, category, sample_weight, pairs, side, round)
+        return self._learn(asked, n_teachers, n_categories)
+
+    def fit_rankings(
+        self,
+        completions: ArrayLike,
+        rankings: Sequence[ArrayLike],
+        teacher: ArrayLike | None = None,
+        category: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        n_teachers: int | None = None,
+        n_categories: int | None = None,
+    ) -> RewardModel:
+        """Fit theta and the rationalities to R rankings of two or more completions (Plackett-Luce).
+
+        A ranking is a choice of the best, then of the best of the rest, and so on; it is not split into pairs,
+        whose answers would count as independent. With method "marginal" the expectation over the posterior of
+        theta is a lower bound (Knowles and Minka, 2011), which two-item rankings do not share with `fit`.
+
+        Parameters
+        ----------
+        completions : array_like, (N, d)
+        rankings : sequence of array_like of int
+            Rows of `completions`, best first, each at most once; of any lengths from 2.
+        teacher, category : array_like of int, (R,), optional
+        sample_weight : array_like, (R,), optional
+        n_teachers, n_categories : int, optional
+            As in `fit`.
+
+        Returns
+        -------
+        RewardModel
+            This one.
+
+        Raises
+        ------
+        ValueError
+            An argument or parameter does not fit; `lapse`, `ties`, `position_bias` and `drift` are for choices.
+
+        Examples
+        --------
+        >>> model = RewardModel().fit_rankings(np.eye(3), [[2, 0, 1], [2, 1, 0]])
+        >>> int(model.coef_.argmax())
+        2
+        """
+        self._check_parameters()
+        for name in ("lapse", "ties", "position_bias", "drift"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 0 or False for rankings")
+        asked, _ = check_rankings(completions, rankings, teacher, category, sample_weight)
+        return self._learn(asked, n_teachers, n_categories)
+
+    def _check_parameters(self) -> None:
+        V.one_of(self.method, "method", METHODS)
+        for name in ("ridge", "rationality_scale"):
+            if isinstance(getattr(self, name), str):
+                V.one_of(getattr(self, name), name, ("evidence",))
+            elif V.number(getattr(self, name), name) <= 0:
+                raise ValueError(
+                    f'{name} is {getattr(self, name)!r}; expected a number above 0 or "evidence"'
+                )
+        if V.number(self.tol, "tol") <= 0:
+            raise ValueError(f"tol is {self.tol!r}; expected a number above 0")
+        if isinstance(self.lapse, str):
+            V.one_of(self.lapse, "lapse", ("fit",))
+        elif not 0 <= V.number(self.lapse, "lapse") < 1:
+            raise ValueError(f'lapse is {self.lapse!r}; expected a share in [0, 1) or "fit"')
+        if not 0 <= V.number(self.category_correlation, "category_correlation") < 1:
+            raise ValueError(
+                f"category_correlation is {self.category_correlation!r}; expected a share in [0, 1)"
             )
-            beta.ravel()[cells] = fitted.rationality
-            self._store(labels, cells, estimate, beta, fitted.mean)
-        self.objective_, self.objective_path_ = fitted.bound, np.array(fitted.bounds)
-        self.gradient_norm_, self.n_iter_ = fitted.gradient_norm, fitted.iterations
-        self.converged_ = fitted.converged
+        for name in ("position_bias", "drift"):
+            V.number(getattr(self, name), name, 0.0)
+        V.whole(self.max_iter, "max_iter", 1)
+        for name in ("signed", "ties", "warm_start"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        if self.ties and self.lapse:
+            raise ValueError(f"ties is True and lapse {self.lapse!r}; expected one of them, not both")
+
+    def _known(self, n_categories: int) -> tuple[Floats | None, NDArray[np.bool_] | None]:
+        """Known rationalities (m, C), 1 where they are not, and where they are."""
+        if self.rationality is None:
+            return None, None
+        given = V.array(self.rationality, "rationality")
+        if given.dtype.kind != "f" or not np.isnan(given).any():
+            known = V.rationality(given, n_categories)
+            return known, np.ones(known.shape, bool)
+        unknown = np.isnan(given)
+        known = V.rationality(np.where(unknown, 1.0, given), n_categories)
+        unknown = V.rationality(unknown.astype(np.float64), n_categories) > 0
+        return known, ~unknown
+
+    def _learn(self, asked: Asked, n_teachers: int | None, n_categories: int | None) -> RewardModel:
+        reached = int(asked.category.max(initial=0)) + 1
+        known, fixed = self._known(reached if n_categories is None else n_categories)
+        m, kinds = sizes(asked, known, n_teachers, n_categories)
+        kinds = kinds if known is None else known.shape[1]
+        V.within(asked.teacher, m, "teacher", "teachers")
+        V.within(asked.category, kinds, "category", "categories")
+        beta = np.ones((m, kinds)) if known is None else known
+        if fixed is None:
+            fixed = np.full((m, kinds), self.method == "homogeneous")
+        cells = cells_of(asked, bool(self.drift), bool(self.position_bias))
+        case = _Case(asked, cells, cells.answers(asked), beta, fixed)
+        with single_threaded_blas():
+            fitted = self._fit_evidence(case)
+            self._store(case, fitted)
         if not fitted.converged:
             warnings.warn(
                 f"the fit did not converge: {fitted.reason}; the gradient is {fitted.gradient_norm:.1e} "
                 f"posterior standard deviations long, expected at most tol = {self.tol:g}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
-    def _check_parameters(self) -> ArrayLike | None:
-        V.one_of(self.method, "method", METHODS)
-        for name in ("ridge", "rationality_scale", "tol"):
-            if V.number(getattr(self, name), name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0")
-        if not 0 <= V.number(self.lapse, "lapse") < 1:
-            raise ValueError(f"lapse is {self.lapse!r}; expected a share in [0, 1)")
-        V.whole(self.max_iter, "max_iter", 1)
-        if not isinstance(self.signed, bool | np.bool_):
-            raise ValueError(f"signed is {self.signed!r}; expected True or False")
-        return self.rationality
-
-    def _store(self, labels: Labels, cells: Integers, estimate: bool, beta: Floats, theta: Floats) -> None:
-        """Fitted attributes, and what the standard errors need later."""
-        d, x = len(theta), labels.differences
-        self.coef_, self.rationality_ = theta, beta
-        self.n_features_in_, (self.n_teachers_, self.n_categories_) = d, beta.shape
-        self.classes_ = np.array([0, 1])
-        each = beta.ravel()[cells][labels.cell]  # rationality per label
-        t = each * (x @ theta)[labels.row]
-        fisher = labels.weight * _fisher(t, labels.lapse)
-        self.information_ = (
-            dn.information_matrix(
-                x, np.bincount(labels.row, fisher * each * each, minlength=len(x)), ridge=labels.ridge
-            )
-            if len(x)
-            else labels.ridge * np.eye(d)
+    def _setting(self, case: _Case, ridge: float, scale: float) -> Setting:
+        cells, free = case.cells, case.free
+        blocks = TeacherBlocks.of(
+            cells.teacher[free],
+            cells.category[free],
+            cells.round[free],
+            cells.biased,
+            scale=scale,
+            correlation=float(self.category_correlation),
+            drift=float(self.drift),
+            position_bias=float(self.position_bias),
         )
-        at = expected_terms(t, np.zeros_like(t), labels.label, labels.lapse)
-        self.log_likelihood_ = float(labels.weight @ at.likelihood)
-        self._labels, self._cells, self._estimated, self._t, self._each = labels, cells, estimate, t, each
-        self._cross, self._own = _cells_with_theta(labels, len(cells) if estimate else 0, fisher, each, t)
+        marginal = self.method == "marginal" and len(free) > 0
+        return Setting(ridge, blocks, free, self._link(), marginal, bool(self.signed))
+
+    def _link(self) -> Link:
+        if self.ties:
+            return RaoKupper(_START_TIES, free=True)
+        if self.lapse == "fit":
+            return Lapsing(_START_LAPSE, free=True)
+        return Lapsing(float(self.lapse)) if self.lapse else Logistic()
+
+    def _fit_evidence(self, case: _Case) -> Fitted:
+        """Fit; where asked to, move ridge and scale until the labels are as likely as they can be."""
+        ridge = 1.0 if isinstance(self.ridge, str) else float(self.ridge)
+        scale = 0.5 if isinstance(self.rationality_scale, str) else float(self.rationality_scale)
+        free = isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
+        start = self._warm(case)
+        for _ in range(_EVIDENCE_STEPS if any(free) else 1):
+            setting = self._setting(case, ridge, scale)
+            start = fit_answers(
+                case.answers,
+                setting,
+                case.rationality,
+                max_iter=int(self.max_iter),
+                tol=float(self.tol),
+                start=start,
+            )
+            self.ridge_, self.rationality_scale_ = ridge, scale
+            if not any(free) or not start.converged or case.answers.total == 0:
+                break
+            better = _likelier(case, start, setting, scale)
+            before = np.log([ridge, scale])
+            ridge, scale = (better[0] if free[0] else ridge), (better[1] if free[1] else scale)
+            if np.abs(np.log([ridge, scale]) - before).max() < _EVIDENCE:
+                break
+        return start
+
+    def _warm(self, case: _Case) -> Fitted | None:
+        """The last fit, on this case's cells, if it is to be taken up."""
+        last = vars(self).get("_fitted")
+        if not self.warm_start or last is None or self.coef_.shape != (case.answers.rows.d,):
+            return None
+        return _carried_over(last, self._case, case)
+
+    def _store(self, case: _Case, fitted: Fitted) -> None:
+        """Fitted attributes, and what the standard errors need later."""
+        self._case, self._fitted, self._setting_used = (
+            case,
+            fitted,
+            self._setting(case, self.ridge_, self.rationality_scale_),
+        )
+        self.coef_ = fitted.mean
+        self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(fitted.mean), case.beta.shape
+        self.classes_ = np.array([0.0, 0.5, 1.0]) if self.ties else np.array([0, 1])
+        self.position_bias_ = np.zeros(self.n_teachers_)
+        self.position_bias_[case.cells.biased] = fitted.bias
+        self.lapse_ = float(fitted.link.shape or 0.0) if isinstance(fitted.link, Lapsing) else 0.0
+        self.tie_threshold_ = float(fitted.link.shape or 0.0) if isinstance(fitted.link, RaoKupper) else 0.0
+        margin = case.answers.rows.margin(fitted.mean)
+        at = margin, fitted.rationality, fitted.bias, fitted.link
+        self._information = case.answers.information(*at)
+        self.information_ = case.answers.gram(self._information.curvature, False)
+        self.information_[np.diag_indices(self.n_features_in_)] += self.ridge_
+        none = case.answers.spread(None, False)
+        fixed_link = _with_fixed_shape(fitted.link)
+        self.log_likelihood_ = case.answers.evaluate(*at[:3], none, fixed_link).likelihood
+        self.objective_, self.objective_path_ = fitted.bound, np.array(fitted.bounds)
+        self.gradient_norm_, self.n_iter_ = fitted.gradient_norm, fitted.iterations
+        self.converged_ = fitted.converged
+        self._loaded_covariance = None
+        self._joint_covariance: JointCovariance | None = None
         self._errors: Floats | None = None
+        self.rounds_ = np.unique(case.cells.round) if self.drift else np.zeros(1, np.int64)
+        paths = [self._predicted_cells(int(r))[0] for r in self.rounds_] or [case.beta]
+        self.rationality_path_ = np.stack(paths, axis=-1)
+        self.rationality_ = np.ascontiguousarray(self.rationality_path_[..., -1])
+
+    def _predicted_cells(self, when: int, errors: bool = False) -> tuple[Floats, Floats]:
+        """Rationality of every (teacher, category) in round `when`, and standard errors of its logarithm."""
+        case, cells = self._case, self._case.cells
+        beta = np.where(case.fixed, case.beta, 1.0)
+        scale, rho, drift = self.rationality_scale_, float(self.category_correlation), float(self.drift)
+        log_se = np.where(case.fixed, 0.0, np.sqrt(scale**2 + drift**2 * when))
+        free = case.free
+        if not len(free):
+            return beta, log_se
+        value, sign = np.log(np.abs(self._fitted.rationality[free])), np.sign(self._fitted.rationality[free])
+        teacher, category, window = cells.teacher[free], cells.category[free], cells.round[free]
+        if rho == 0 and not drift:  # cells tell nothing about each other
+            beta[teacher, category] = sign * np.exp(value)
+            if errors:
+                log_se[teacher, category] = np.sqrt(self._joint().variance()[: len(free)])
+            return beta, log_se
+        count = np.bincount(cells.of_answer, case.asked.weight, minlength=len(cells.teacher))[free]
+        kinds = np.arange(case.beta.shape[1])
+        now = np.full(len(kinds), when)
+        for mine in np.split(np.arange(len(free)), np.flatnonzero(np.diff(teacher)) + 1):
+            j, c, w = int(teacher[mine[0]]), category[mine], window[mine]
+            own = prior_covariance(c, w, c, w, scale, rho, drift)
+            across = prior_covariance(kinds, now, c, w, scale, rho, drift)
+            pull = np.linalg.solve(own, across.T).T
+            open_to = ~case.fixed[j]
+            towards = np.where(count[mine] @ sign[mine] < 0, -1.0, 1.0)
+            signs = np.full(len(kinds), towards)
+            signs[c] = sign[mine]
+            beta[j, open_to] = (signs * np.exp(pull @ value[mine]))[open_to]
+            if errors:
+                rest = prior_covariance(kinds, now, kinds, now, scale, rho, drift) - pull @ across.T
+                rest += pull @ self._joint().corner(mine) @ pull.T
+                log_se[j, open_to] = np.sqrt(np.maximum(np.diag(rest), 0.0))[open_to]
+        return beta, log_se
 
     # --------------------------------------------------------------------------------------- standard errors
 
     def _log_errors(self) -> Floats:
         """Standard errors of log|rationality|, (m, C)."""
         if self._errors is None:
-            errors = np.full(self.rationality_.shape, float(self.rationality_scale))
-            if not self._estimated:
-                errors[...] = 0.0
-            elif len(self._cells):
-                with single_threaded_blas():
-                    errors.ravel()[self._cells] = self._joint().log_errors()
-            self._errors = errors
+            with single_threaded_blas():
+                self._errors = self._predicted_cells(int(self.rounds_[-1]), errors=True)[1]
         return self._errors
 
-    def _joint(self) -> _JointCovariance:
-        return _JointCovariance(self.information_, self._cross, self._own)
+    def _joint(self) -> JointCovariance:
+        if self._joint_covariance is None:
+            self._joint_covariance = _joint_covariance(
+                self._case, self._setting_used, self._information, self.information_
+            )
+        return self._joint_covariance
 
     @property
     def rationality_se_(self) -> Floats:
@@ -398,9 +615,21 @@ class RewardModel:
     def rationality_interval_(self) -> Floats:
         """95 % interval of `rationality_`, (m, C, 2), lower end first."""
         self._require_fitted()
-        spread = np.exp(_QUANTILE_95 * self._log_errors())
+        spread = np.exp(_normal_quantile(0.95) * self._log_errors())
         ends = np.stack([self.rationality_ / spread, self.rationality_ * spread], axis=-1)
         return np.sort(ends, axis=-1)
+
+    @property
+    def position_bias_se_(self) -> Floats:
+        """Standard error of `position_bias_`, (m,)."""
+        self._require_fitted()
+        out = np.zeros(self.n_teachers_)
+        if self._loaded_covariance is not None:
+            raise ValueError("position_bias_se_ needs a model fitted here, not loaded from a file")
+        if len(self._case.cells.biased):
+            with single_threaded_blas():
+                out[self._case.cells.biased] = np.sqrt(self._joint().variance()[len(self._case.free) :])
+        return out
 
     def coef_covariance(self, robust: bool = False) -> Floats:
         """Covariance of `coef_`, with the uncertainty of the estimated rationalities in it.
@@ -426,7 +655,7 @@ class RewardModel:
         [[0.25]]
         """
         self._require_fitted()
-        if self._labels is None:
+        if self._loaded_covariance is not None:
             if robust:
                 raise ValueError(
                     "robust needs the labels; expected a model fitted here, not loaded from a file"
@@ -434,15 +663,144 @@ class RewardModel:
             return self._loaded_covariance.copy()
         with single_threaded_blas():
             joint = self._joint()
-            if not robust:
-                return joint.top
-            labels = self._labels
-            at = expected_terms(self._t, np.zeros_like(self._t), labels.label, labels.lapse)
-            first = labels.weight * at.first
-            half = (first * self._each)[:, None] * (labels.differences @ joint.top)[labels.row]
-            if self._estimated:
-                half += (first * self._t)[:, None] * joint.side[labels.cell]
-            return np.asarray(half.T @ half)
+            return self._sandwich(joint) if robust else joint.top.copy()
+
+    def _sandwich(self, joint: JointCovariance) -> Floats:
+        """sum of s s' over the answers, s the score's effect on theta."""
+        case, fitted = self._case, self._fitted
+        psi = np.zeros((case.answers.n_cells + case.answers.n_biases, self.n_features_in_))
+        psi[case.free] = joint.side[: len(case.free)]
+        psi[case.answers.n_cells :] = joint.side[len(case.free) :]
+        margin = case.answers.rows.margin(fitted.mean)
+        link = _with_fixed_shape(fitted.link)
+        total = np.zeros((self.n_features_in_, self.n_features_in_))
+        for score in case.answers.scores(margin, fitted.rationality, fitted.bias, link, joint.top, psi):
+            total += score.T @ score
+        return total
+
+    @property
+    def coef_se_(self) -> Floats:
+        """Standard error of `coef_`, (d,)."""
+        return np.asarray(np.sqrt(np.diag(self.coef_covariance())))
+
+    def reward_interval(self, features: ArrayLike, level: float = 0.95, robust: bool = False) -> Floats:
+        """Interval of the reward x'theta of every row, with the uncertainty of the rationalities in it.
+
+        For differences it is the interval of a margin. Rewards of single completions have no zero of their own:
+        only intervals of differences mean something by themselves.
+
+        Parameters
+        ----------
+        features : array_like, (k, d)
+            Differences of completions (or completions).
+        level : float
+            In (0, 1).
+        robust : bool
+            By the sandwich covariance.
+
+        Returns
+        -------
+        ndarray, (k, 2)
+            x'theta -+ z sqrt(x' Cov x), z the normal quantile.
+
+        Raises
+        ------
+        ValueError
+            Wrong shape, not finite, or `level` out of range.
+
+        Examples
+        --------
+        >>> model = RewardModel(ridge=4.0).fit(np.zeros((0, 1)), [])
+        >>> model.reward_interval([[1.0]]).round(2).tolist()
+        [[-0.98, 0.98]]
+        """
+        x = self._features(features, "features")
+        z = _normal_quantile(V.number(level, "level", 0.0))
+        covariance = self.coef_covariance(robust)
+        sd = np.sqrt(np.maximum(np.einsum("ij,ij->i", x @ covariance, x), 0.0))
+        middle = x @ self.coef_
+        return np.stack([middle - z * sd, middle + z * sd], axis=1)
+
+    def joint_information(self) -> Any:
+        """Covariance of (theta, log rationality) of the labels so far, for the "nuisance" criterion of selection.
+
+        Returns
+        -------
+        dal_native.JointInformation
+            On the anchored scale; cells without labels hold -1 and enter with the prior's variance.
+
+        Raises
+        ------
+        ValueError
+            The model was loaded from a file, or its rationalities drift.
+
+        Examples
+        --------
+        >>> model = RewardModel().fit([[1.0], [2.0]], [1, 0], teacher=[0, 1])
+        >>> model.joint_information().cell.tolist()
+        [[0], [1]]
+        """
+        self._require_fitted()
+        if self._loaded_covariance is not None or self.drift:
+            raise ValueError("joint_information needs a model fitted here without drift; expected one")
+        case, free = self._case, self._case.free
+        with single_threaded_blas():
+            joint = self._joint()
+            cell = np.full(case.beta.shape, -1, np.int64)
+            cell[case.cells.teacher[free], case.cells.category[free]] = np.arange(len(free))
+            return dn.JointInformation(
+                theta=joint.top.copy(),
+                cross=np.ascontiguousarray(joint.side[: len(free)].T),
+                rationality=joint.corner(np.arange(len(free))),
+                cell=cell,
+                prior_variance=self.rationality_scale_**2,
+            )
+
+    def rationality_profile(
+        self, teacher: int, category: int = 0, level: float = 0.95
+    ) -> tuple[float, float]:
+        """Interval of one rationality by its profile, which may reach 0 and below: for coins and adversaries.
+
+        The set of values b such that, with this rationality held at b and everything else fitted again, the
+        objective (without the prior of this rationality) stays within half a chi-square quantile of its top.
+
+        Parameters
+        ----------
+        teacher, category : int
+            A labelled cell.
+        level : float
+            In (0, 1).
+
+        Returns
+        -------
+        lower, upper : float
+
+        Raises
+        ------
+        ValueError
+            The cell has no labels, is known, or is the only one; or the model was loaded from a file, or drifts.
+
+        Examples
+        --------
+        >>> x, y, j = [[1.0], [2.0], [1.0], [2.0]] * 3, [1, 1, 1, 0] * 3, [0, 0, 1, 1] * 3
+        >>> low, high = RewardModel().fit(x, y, j).rationality_profile(1)
+        >>> low < 0 < high
+        True
+        """
+        self._require_fitted()
+        if self._loaded_covariance is not None or self.drift:
+            raise ValueError("rationality_profile needs a model fitted here without drift; expected one")
+        half = 0.5 * _normal_quantile(V.number(level, "level", 0.0)) ** 2
+        cells = self._case.cells
+        found = np.flatnonzero((cells.teacher == teacher) & (cells.category == category))
+        if not len(found) or found[0] not in self._case.free or len(self._case.free) < 2:
+            raise ValueError(
+                f"teacher {teacher!r} in category {category!r} is no estimated cell beside others; expected one "
+                "with labels"
+            )
+        with single_threaded_blas():
+            profile = _Profile(self, int(found[0]))
+            return profile.end(half, -1.0), profile.end(half, 1.0)
 
     # --------------------------------------------------------------------------------------------- predicting
 
@@ -450,6 +808,8 @@ class RewardModel:
         self._require_fitted()
         if scipy.sparse.issparse(values):
             raise ValueError(f"{name} is a sparse matrix; expected a dense array")
+        if isinstance(values, dn.Pool):
+            values = values.take(np.arange(len(values)))
         x = V.floats(values, name, 2)
         if x.shape[1] != self.n_features_in_:
             raise ValueError(
@@ -535,23 +895,30 @@ class RewardModel:
         return self._features(X, "X") @ self.coef_
 
     def predict_proba(
-        self, X: ArrayLike, teacher: ArrayLike | None = None, category: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        teacher: ArrayLike | None = None,
+        category: ArrayLike | None = None,
+        side: ArrayLike | None = None,
     ) -> Floats:
-        """Chances that a and that b are preferred.
+        """Chances of the outcomes.
 
         Parameters
         ----------
         X : array_like, (k, d)
             Differences.
         teacher : array_like of int, (k,), optional
-            Who is asked; by default a teacher of rationality 1 (the geometric mean).
+            Who is asked; by default a teacher of rationality 1 (the geometric mean) without position bias.
         category : array_like of int, (k,), optional
             May be left out when there is one category only, or no teacher.
+        side : array_like of int, (k,), optional
+            1 where b is shown first, -1 where a is, 0 unknown.
 
         Returns
         -------
-        ndarray, (k, 2)
-            P(a preferred), P(b preferred), lapses included.
+        ndarray, (k, 2), or (k, 3) with ties
+            In the order of `classes_`: P(a preferred), P(tie) if ties are modelled, P(b preferred); lapses
+            included.
 
         Raises
         ------
@@ -563,14 +930,24 @@ class RewardModel:
         >>> RewardModel().fit([[1.0]], [1]).predict_proba([[0.0]]).tolist()
         [[0.5, 0.5]]
         """
-        u = self._features(X, "X") @ self.coef_
-        t = self._rationality_of(len(u), teacher, category) * u
+        t = self._strength(self._features(X, "X") @ self.coef_, teacher, category, side)
+        if self.ties:
+            a, b = (dn.choice_probability(sign * t - self.tie_threshold_, 1.0) for sign in (-1, 1))
+            return np.stack([a, np.expm1(2 * self.tie_threshold_) * a * b, b], axis=1)
         chance = np.stack([dn.choice_probability(-t, 1.0), dn.choice_probability(t, 1.0)], axis=1)
-        return self.lapse / 2 + (1 - self.lapse) * chance
+        return self.lapse_ / 2 + (1 - self.lapse_) * chance
 
-    def _rationality_of(self, count: int, teacher: ArrayLike | None, category: ArrayLike | None) -> Floats:
+    def _strength(
+        self,
+        margin: Floats,
+        teacher: ArrayLike | None,
+        category: ArrayLike | None,
+        side: ArrayLike | None = None,
+    ) -> Floats:
+        """t = beta u + bias side of every row."""
+        count = len(margin)
         if teacher is None:
-            return np.ones(count)
+            return margin
         if category is None and self.n_categories_ > 1:
             raise ValueError(f"category is missing; expected one of {self.n_categories_} for each row")
         j = V.integers(teacher, "teacher", 1)
@@ -579,12 +956,17 @@ class RewardModel:
         V.length(c, count, "category", "row of X")
         V.within(j, self.n_teachers_, "teacher", "teachers")
         V.within(c, self.n_categories_, "category", "categories")
-        return self.rationality_[j, c]
+        t = self.rationality_[j, c] * margin
+        if side is None:
+            return t
+        shown = V.integers(side, "side", 1)
+        V.length(shown, count, "side", "row of X")
+        return t + self.position_bias_[j] * shown
 
     def predict(
         self, X: ArrayLike, teacher: ArrayLike | None = None, category: ArrayLike | None = None
-    ) -> Integers:
-        """The likelier answer: 1 where b, 0 where a or neither.
+    ) -> NDArray[Any]:
+        """The likeliest answer: 1 where b, 0 where a (or neither, unless ties are modelled: then 0.5).
 
         Parameters
         ----------
@@ -593,15 +975,17 @@ class RewardModel:
 
         Returns
         -------
-        ndarray of int, (k,)
+        ndarray, (k,)
 
         Examples
         --------
         >>> RewardModel().fit([[1.0]], [1]).predict([[3.0], [-3.0], [0.0]]).tolist()
         [1, 0, 0]
         """
+        if self.ties:
+            return np.asarray(self.classes_[np.argmax(self.predict_proba(X, teacher, category), axis=1)])
         u = self._features(X, "X") @ self.coef_
-        return (self._rationality_of(len(u), teacher, category) * u > 0).astype(np.int64)
+        return (self._strength(u, teacher, category) > 0).astype(np.int64)
 
     def score(
         self,
@@ -638,8 +1022,8 @@ class RewardModel:
         0.5
         """
         x = self._features(X, "X")
-        x, label, weight, _, _ = _check_labels(x, y, None, None, sample_weight)
-        t = self._rationality_of(len(x), teacher, category) * (x @ self.coef_)
+        label, weight = check_labels(y, sample_weight, len(x), "row of X")
+        t = self._strength(x @ self.coef_, teacher, category)
         weight = weight * (label != 0.5)
         if weight.sum() == 0:
             raise ValueError("y holds no label other than ties with a weight above 0; expected at least one")
@@ -680,8 +1064,13 @@ class RewardModel:
             "log_rationality_se": self._log_errors(),
             "information": self.information_,
             "coef_covariance": self.coef_covariance(),
+            "position_bias": self.position_bias_,
         }
         facts = {
+            "lapse": float(self.lapse_),
+            "tie_threshold": float(self.tie_threshold_),
+            "ridge": float(self.ridge_),
+            "rationality_scale": float(self.rationality_scale_),
             "parameters": {name: _plain(value) for name, value in parameters.items()},
             "rationality_known": self.rationality is not None,
             "converged": bool(self.converged_),
@@ -753,9 +1142,14 @@ class RewardModel:
         self.coef_, self.rationality_ = tensors[HEAD][0], tensors["rationality"]
         self.information_ = tensors["information"]
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(self.coef_), self.rationality_.shape
-        self.classes_ = np.array([0, 1])
+        self.classes_ = np.array([0.0, 0.5, 1.0]) if self.ties else np.array([0, 1])
+        self.rounds_, self.rationality_path_ = np.zeros(1, np.int64), self.rationality_[..., None]
         self._errors, self._loaded_covariance = tensors["log_rationality_se"], tensors["coef_covariance"]
-        self._labels = None
+        self.position_bias_ = tensors["position_bias"]
+        self.lapse_ = V.number(facts["lapse"], "lapse", 0.0)
+        self.tie_threshold_ = V.number(facts["tie_threshold"], "tie_threshold", 0.0)
+        self.ridge_ = V.number(facts["ridge"], "ridge", 0.0)
+        self.rationality_scale_ = V.number(facts["rationality_scale"], "rationality_scale", 0.0)
         self.converged_, self.n_iter_ = (
             facts["converged"] is True,
             V.whole(facts["iterations"], "iterations", 0),
@@ -764,81 +1158,16 @@ class RewardModel:
         self.objective_ = V.number(facts["objective"], "objective")
         self.log_likelihood_ = V.number(facts["log_likelihood"], "log_likelihood")
 
-    _labels: Labels | None
-    _loaded_covariance: Floats
+    _case: _Case
+    _fitted: Fitted
+    _loaded_covariance: Floats | None = None
 
 
-# --------------------------------------------------------------------------------------------------- checking
-
-
-def _check_labels(
-    X: ArrayLike,
-    y: ArrayLike,
-    teacher: ArrayLike | None,
-    category: ArrayLike | None,
-    sample_weight: ArrayLike | None,
-) -> tuple[Floats, Floats, Floats, Integers, Integers]:
-    """(x, label, weight, teacher, category) of T labels, all of one length and in range."""
-    if scipy.sparse.issparse(X):
-        raise ValueError("X is a sparse matrix; expected a dense array")
-    x = V.floats(X, "X", 2)
-    if x.shape[1] == 0:
-        raise ValueError(f"X has 0 features (shape {x.shape}); expected at least one")
-    if x.size and float(np.abs(x).max()) > _LARGEST_FEATURE:
-        raise ValueError(
-            f"X reaches {float(np.abs(x).max()):g} in size; expected at most "
-            f"{_LARGEST_FEATURE:g}, beyond which squares overflow"
-        )
-    if y is None:
-        raise ValueError(
-            "RewardModel requires y to be passed, but the target y is None; expected labels in [0, 1]"
-        )
-    given = V.array(y, "y")
-    label = V.floats(given.astype(np.float64) if given.dtype == bool else given, "y", 1)
-    V.length(label, len(x), "y", "row of X")
-    wrong = (label < 0) | (label > 1)
-    if wrong.any():
-        t = int(np.argmax(wrong))
-        raise ValueError(f"y[{t}] is {label[t]:g}; expected labels in [0, 1] (1: b preferred)")
-    indices = []
-    for name, values in (("teacher", teacher), ("category", category)):
-        index = np.zeros(len(x), np.int64) if values is None else V.integers(values, name, 1)
-        V.length(index, len(x), name, "row of X")
-        V.within(index, 2**31, name, "indices")
-        indices.append(index)
-    weight = np.ones(len(x)) if sample_weight is None else V.floats(sample_weight, "sample_weight", 1)
-    V.length(weight, len(x), "sample_weight", "row of X")
-    if (weight < 0).any() or weight.max(initial=0.0) > 1e20:
-        raise ValueError("sample_weight holds a number below 0 or above 1e20; expected weights")
-    return x, label, weight, indices[0], indices[1]
-
-
-def _sizes(
-    teacher: Integers,
-    category: Integers,
-    known: ArrayLike | None,
-    n_teachers: int | None,
-    n_categories: int | None,
-) -> tuple[int, int]:
-    """m and C: as told, as the known rationalities say, or as far as the labels reach."""
-    kinds = (
-        int(category.max(initial=0)) + 1 if n_categories is None else V.whole(n_categories, "n_categories", 1)
-    )
-    if known is None:
-        m = int(teacher.max(initial=0)) + 1 if n_teachers is None else V.whole(n_teachers, "n_teachers", 1)
-    else:
-        m = len(V.rationality(known, 1))
-        if n_teachers is not None and n_teachers != m:
-            raise ValueError(f"n_teachers is {n_teachers!r}; expected {m}, as many as rows of rationality")
-    if m * kinds > 10**8:
-        raise ValueError(
-            f"teacher and category span {m} x {kinds} cells; expected consecutive indices from 0"
-        )
-    return m, kinds
+# --------------------------------------------------------------------------------------------------- files
 
 
 def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Floats]) -> None:
-    names = {HEAD, "rationality", "log_rationality_se", "information", "coef_covariance"}
+    names = {HEAD, "rationality", "log_rationality_se", "information", "coef_covariance", "position_bias"}
     if set(tensors) != names:
         raise FileFormatError(path, None, f"tensors are {sorted(tensors)}, expected {sorted(names)}")
     d, shape = tensors[HEAD].size, tensors["rationality"].shape
@@ -848,6 +1177,7 @@ def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Floats]) -> 
         "log_rationality_se": shape,
         "information": (d, d),
         "coef_covariance": (d, d),
+        "position_bias": shape[:1],
     }
     for name, size in expected.items():
         if tensors[name].shape != size or d == 0:
@@ -870,73 +1200,178 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- algebra
 
 
-def _cells_with_theta(
-    labels: Labels, count: int, fisher: Floats, each: Floats, t: Floats
-) -> tuple[Floats, Floats]:
-    """Blocks of the information on (theta, log|beta|): cross (d, K) and diagonal (K,), prior included."""
-    if count == 0:
-        return np.zeros((labels.differences.shape[1], 0)), np.zeros(0)
-    pick = scipy.sparse.csr_array(
-        (fisher * each * t, (labels.cell, labels.row)), shape=(count, len(labels.differences))
-    )
-    own = np.bincount(labels.cell, fisher * t * t, minlength=count).astype(np.float64, copy=False)
-    return np.ascontiguousarray((pick @ labels.differences).T), own + labels.spread**-2
-
-
-def _fisher(t: Floats, lapse: float) -> Floats:
-    """Fisher information of one answer on t = beta u: s(1-s), or p'^2 / (p (1-p)) with lapses."""
-    e = np.exp(-np.abs(t))
-    slope: Floats = e / (1 + e) ** 2
-    if lapse == 0.0:
-        return slope
-    chance = lapse / 2 + (1 - lapse) * e / (1 + e)  # of the less likely answer
-    return np.asarray((1 - lapse) ** 2 * slope**2 / (chance * (1 - chance)))
-
-
-def _inverse(matrix: Floats) -> Floats:
-    """Inverse of a positive definite matrix, exactly symmetric."""
-    inverse = scipy.linalg.cho_solve((scipy.linalg.cholesky(matrix, lower=True), True), np.eye(len(matrix)))
-    return np.asarray((inverse + inverse.T) / 2)
-
-
-class _JointCovariance:
-    """Inverse of [[M, P], [P', diag(D)]] within sum b = 0, without ever forming its K x K corner.
+@dataclass
+class _Case:
+    """One set of answers, ready to fit.
 
     Parameters
     ----------
-    information : ndarray, (d, d)
-        M.
-    cross : ndarray, (d, K)
-        P; K may be 0.
-    own : ndarray, (K,)
-        D, above 0.
-
-    Attributes
-    ----------
-    top : ndarray, (d, d)
-        Covariance of theta.
-    side : ndarray, (K, d)
-        Covariance of b with theta.
+    asked : Asked
+    cells : Cells
+    answers : Answers
+    beta : ndarray, (m, C)
+        Known rationalities, 1 elsewhere.
+    fixed : ndarray of bool, (m, C)
+        Where they are known.
     """
 
-    def __init__(self, information: Floats, cross: Floats, own: Floats) -> None:
-        self.own = own
-        schur = information - (cross / own) @ cross.T
-        self.top = _inverse(schur)
-        if not len(own):
-            self.side, self.half, self.total = np.zeros((0, len(schur))), cross, own
-            return
-        scaled = cross / own
-        self.half = scipy.linalg.solve_triangular(
-            scipy.linalg.cholesky(schur, lower=True), scaled, lower=True
-        )  # the corner is 1 / D + half'half
-        ones = np.ones(len(own))
-        self.total = ones / own + self.half.T @ (self.half @ ones)  # corner 1
-        lean = -self.top @ (scaled @ ones)  # (theta, b) covariance, times 1
-        self.side = -(self.top @ scaled).T - np.outer(self.total, lean) / self.total.sum()
-        self.top = self.top - np.outer(lean, lean) / self.total.sum()
+    asked: Asked
+    cells: Cells
+    answers: Answers
+    beta: Floats
+    fixed: NDArray[np.bool_]
 
-    def log_errors(self) -> Floats:
-        """Standard deviations of b, (K,)."""
-        variance = 1 / self.own + np.einsum("ij,ij->j", self.half, self.half)
-        return np.asarray(np.sqrt(np.maximum(variance - self.total**2 / self.total.sum(), 0.0)))
+    @property
+    def free(self) -> Integers:
+        """Labelled cells whose rationality is estimated."""
+        return np.flatnonzero(~self.fixed[self.cells.teacher, self.cells.category])
+
+    @property
+    def rationality(self) -> Floats:
+        """Of every labelled cell, (K,)."""
+        return self.beta[self.cells.teacher, self.cells.category]
+
+
+def _carried_over(last: Fitted, before: _Case, case: _Case) -> Fitted:
+    """An earlier fit on the cells and teachers of another case; new ones begin at the prior's mean."""
+    known = {
+        key: value
+        for key, value in zip(
+            zip(before.cells.teacher, before.cells.category, before.cells.round, strict=True),
+            last.rationality,
+            strict=True,
+        )
+    }
+    keys = zip(case.cells.teacher, case.cells.category, case.cells.round, strict=True)
+    beta = np.array([known.get(key, 1.0) for key in keys])
+    bias = np.zeros(len(case.cells.biased))
+    _, here, there = np.intersect1d(case.cells.biased, before.cells.biased, return_indices=True)
+    if len(last.bias):
+        bias[here] = last.bias[there]
+    return replace(last, rationality=np.where(beta == 0, 1.0, beta), bias=bias)
+
+
+def _anchor(case: _Case, setting: Setting) -> Floats:
+    """Ones for the logarithms whose sum is held at 0: all, unless a known rationality fixes the scale."""
+    anchored = len(case.free) == case.answers.n_cells
+    return (np.arange(setting.blocks.size) < len(case.free) * anchored).astype(np.float64)
+
+
+def _joint_covariance(
+    case: _Case, setting: Setting, information: Information, matrix: Floats
+) -> JointCovariance:
+    blocks, free = setting.blocks, case.free
+    cells, biases = case.answers.cross(
+        information.cross if len(free) else np.zeros(0), information.bias_cross
+    )
+    cross = np.concatenate([cells[free] if len(free) else cells, biases])
+    coupling = information.coupling[free] if len(information.coupling) else np.zeros(0)
+    owner = np.full(blocks.prior.shape[0], -1)
+    owner[blocks.block[len(free) :]] = np.arange(len(free), blocks.size)
+    partner = owner[blocks.block[: len(free)]] if len(coupling) else np.zeros(0, np.int64)
+    own = blocks.factor(np.concatenate([information.cells[free], information.biases]), coupling, partner)
+    return JointCovariance(matrix, cross, own, _anchor(case, setting))
+
+
+def _likelier(case: _Case, fitted: Fitted, setting: Setting, scale: float) -> tuple[float, float]:
+    """Ridge and rationality scale that make the labels likelier, by MacKay's fixed point.
+
+    With g = d - ridge tr Cov(theta), the number of directions that the labels determine, ridge = g / |theta|^2;
+    with R = Cov(b) / scale^2 a priori and k = K - tr(R^-1 Cov(b)) / scale^2, scale^2 = b'R^-1 b / k.
+
+    D. J. C. MacKay, *Bayesian interpolation*, Neural Computation 4 (1992).
+    """
+    margin = case.answers.rows.margin(fitted.mean)
+    information = case.answers.information(margin, fitted.rationality, fitted.bias, fitted.link)
+    matrix = case.answers.gram(information.curvature, False)
+    matrix[np.diag_indices(len(matrix))] += setting.ridge
+    joint = _joint_covariance(case, setting, information, matrix)
+    determined = len(matrix) - setting.ridge * float(np.trace(joint.top))
+    size = float(fitted.mean @ fitted.mean)
+    ridge = setting.ridge if size == 0 else float(np.clip(determined / size, *_RIDGES))
+    k = len(case.free)
+    if k < 2:
+        return ridge, scale
+    b = np.zeros(setting.blocks.size)
+    b[:k] = np.log(np.abs(fitted.rationality[case.free]))
+    quadratic = float(b @ setting.blocks.applied(b)) * scale**2
+    prior = setting.blocks.prior[setting.blocks.block[:k], setting.blocks.slot[:k], setting.blocks.slot[:k]]
+    spent = float(
+        prior @ joint.variance()[:k]
+    )  # the diagonal of R^-1 Cov(b): exact where cells are independent
+    told = max(k - spent, 1e-3 * k)
+    return ridge, float(np.clip(np.sqrt(quadratic / told), *_SCALES))
+
+
+class _Profile:
+    """The objective as one rationality is moved, everything else fitted again each time."""
+
+    def __init__(self, model: RewardModel, cell: int) -> None:
+        self.model, self.case, self.cell = model, model._case, cell
+        self.last = model._fitted
+        self.start = float(model._fitted.rationality[cell])
+        teacher, category = self.case.cells.teacher[cell], self.case.cells.category[cell]
+        self.step = max(abs(self.start), 0.1) * float(model._log_errors()[teacher, category])
+        self.top = self(self.start)
+
+    def __call__(self, value: float) -> float:
+        fixed, beta = self.case.fixed.copy(), self.case.beta.copy()
+        at = self.case.cells.teacher[self.cell], self.case.cells.category[self.cell]
+        fixed[at], beta[at] = True, value
+        case = replace(self.case, fixed=fixed, beta=beta)
+        setting = replace(
+            self.model._setting(case, self.model.ridge_, self.model.rationality_scale_), signed=False
+        )
+        setting = replace(setting, anchored=True)
+        rationality = self.last.rationality.copy()
+        rationality[self.cell] = value
+        tol = max(float(self.model.tol), 1e-5)
+        self.last = fit_answers(
+            case.answers,
+            setting,
+            rationality,
+            max_iter=int(self.model.max_iter),
+            tol=tol,
+            start=replace(self.last, rationality=rationality),
+        )
+        return self.last.bound
+
+    def end(self, drop: float, towards: float) -> float:
+        """Where the profile has fallen by `drop` on one side of its top."""
+        inside, step = self._climb(towards), self.step
+        outside = inside + towards * step
+        for _ in range(60):
+            if self(outside) < self.top - drop:
+                break
+            inside, step = outside, 2 * step
+            outside = inside + towards * step
+        else:
+            return float(towards * np.inf)
+        low, high = sorted((inside, outside))
+        return float(
+            scipy.optimize.brentq(lambda b: self(b) - self.top + drop, low, high, xtol=1e-4, rtol=1e-4)
+        )
+
+    def _climb(self, towards: float) -> float:
+        """The top of the profile: without the cell's own prior it may lie elsewhere than the fit."""
+        here = self.start
+        for _ in range(40):
+            there = here + towards * 0.5 * self.step
+            value = self(there)
+            if value <= self.top:
+                break
+            here, self.top = there, value
+        return here
+
+
+def _with_fixed_shape(link: Link) -> Link:
+    if isinstance(link, Lapsing):
+        return Lapsing(link.shape)
+    return RaoKupper(link.shape) if isinstance(link, RaoKupper) else link
+
+
+def _normal_quantile(level: float) -> float:
+    """Half width of a two-sided interval of this level, in standard deviations."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level!r}; expected a number between 0 and 1")
+    return float(scipy.stats.norm.ppf(0.5 + level / 2))

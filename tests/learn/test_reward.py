@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dal_native as dn
-from dal_learn._fit import Labels, _Problem, distinct_rows
+from dal_learn._labels import distinct_rows
 from dal_learn.reward import ConvergenceWarning, RewardModel
 
 METHODS = ["marginal", "joint_map", "homogeneous"]
