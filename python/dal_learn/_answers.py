@@ -17,6 +17,8 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+import dal_native as dn
+
 from ._links import Link, Terms
 from ._rows import Rows
 
@@ -26,6 +28,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _BLOCK = 4096  # answers whose scores are held at once
+_MOST_SAMPLED = 0.25  # of the answers
 _FIXED_POINT_STEPS = 200
 _FIXED_POINT = 1e-14
 
@@ -129,6 +132,10 @@ class Answers(Protocol):
         """The same answers over rows in other coordinates."""
         ...
 
+    def sample(self, step: int) -> Answers | None:
+        """One answer in `step` of every cell, at least one; None where that saves little."""
+        ...
+
 
 class Choices:
     """T answers to "which of two?".
@@ -166,6 +173,17 @@ class Choices:
 
     def reduced(self, rows: Rows) -> Choices:
         return Choices(rows, self.row, self.label, self.weight, self.cell, self.biased, self.side)
+
+    def sample(self, step: int) -> Choices | None:
+        order = np.argsort(self.cell, kind="stable")
+        first = np.searchsorted(self.cell[order], np.arange(self.n_cells))
+        within = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+        some = np.sort(order[within % step == 0])
+        if len(some) > _MOST_SAMPLED * len(order) or self.biased is not None:
+            return None
+        row, which = (some, None) if self.row is None else np.unique(self.row[some], return_inverse=True)
+        rows = Rows(dn.Pool(self.rows.take(row)))
+        return Choices(rows, which, self.label[some], self.weight[some], self.cell[some])
 
     def of_answers(self, of_rows: Floats) -> Floats:
         return of_rows if self.row is None else of_rows[self.row]
@@ -310,6 +328,9 @@ class Rankings:
 
     def reduced(self, rows: Rows) -> Rankings:
         return Rankings(rows, self.orders, self.weight, self.cell)
+
+    def sample(self, step: int) -> None:
+        return None
 
     def _split(self, values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """Per answer -> per length."""

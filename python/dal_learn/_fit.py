@@ -12,10 +12,13 @@ of (theta, psi). Every step is accepted only if J rises, up to rounding: an EM w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+import os
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 from numpy.typing import NDArray
 
 from ._answers import Answers, Evaluation
@@ -40,6 +43,12 @@ _STALLED = 6
 _FLIP_PASSES = 20
 _MEMORY = 6  # full steps remembered for Anderson's mixture
 _HEAVY = 2e9  # U d^2 beyond which a new S costs more than a few passes over the rows
+_SAMPLE_STEP, _SAMPLE_TOL = 16, 3.0  # one answer in so many for a rough fit first
+_STRETCH = (0.5, 4.0)
+_QUICK = 0.2  # a gradient that shrinks less than to this share wants new second derivatives
+_NEAR = 1 / 60  # share of the first gradient that the next spread may undo
+_CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
+_NEWTON_STEPS = 30
 _DENSE = 4096  # features beyond which a mode is sought without a d x d matrix
 _CONJUGATE_STEPS = 400
 
@@ -136,7 +145,8 @@ class _State:
     leverage: Floats
     here: Evaluation
     bound: float
-    single: bool = False  # factor or spread in single precision
+    settled: bool = True  # `factor` and `spread` are those of `weight`
+    cross: Floats | None = None  # d/dtheta d/dpsi of a point nearby
 
 
 @dataclass
@@ -187,12 +197,12 @@ class _Problem:
         self.ridge, self.blocks, self.marginal = setting.ridge, setting.blocks, setting.marginal
         self.link = setting.link
         self.free, self.n_cells, self.d = setting.free, len(setting.free), answers.rows.d
-        anchored = setting.anchored or self.n_cells == len(
-            sign
-        )  # a known rationality fixes the scale by itself
+        # A known rationality fixes the scale by itself.
+        anchored = setting.anchored or self.n_cells == len(sign)
         self.anchor = (np.arange(setting.blocks.size) < self.n_cells * anchored).astype(np.float64)
         self.heavy = answers.rows.n * self.d**2 > _HEAVY
         self.dense = self.marginal or self.d <= _DENSE
+        self._margin: tuple[Floats, Floats] | None = None
 
     # -------------------------------------------------------------------------------------------- algebra
 
@@ -213,17 +223,18 @@ class _Problem:
         return lower
 
     def evaluate(self, mean: Floats, psi: Floats, spread: Floats) -> Evaluation:
-        margin = self.answers.rows.margin(mean)
-        return self.answers.evaluate(margin, self.beta(psi), psi[self.n_cells :], spread, self.link)
+        if self._margin is None or self._margin[0] is not mean:
+            self._margin = mean, self.answers.rows.margin(mean)
+        return self.answers.evaluate(self._margin[1], self.beta(psi), psi[self.n_cells :], spread, self.link)
 
     # ---------------------------------------------------------------------------------------------- J
 
-    def state(self, mean: Floats, psi: Floats, weight: Floats, single: bool = False) -> _State:
+    def state(self, mean: Floats, psi: Floats, weight: Floats) -> _State:
         """Everything at (m, psi, lambda), S^-1 formed anew; LinAlgError where that cannot be computed."""
         with np.errstate(over="ignore", invalid="ignore"):
-            lower = self.factor(weight, single) if self.marginal else None
-            spread = self.answers.spread(lower, single)
-            return self.placed(mean, psi, weight, lower, spread, single)
+            lower = self.factor(weight) if self.marginal else None
+            spread = self.answers.spread(lower, False)
+            return self.placed(mean, psi, weight, lower, spread)
 
     def placed(
         self,
@@ -232,22 +243,25 @@ class _Problem:
         weight: Floats,
         lower: Floats | None,
         spread: Floats,
-        single: bool = False,
+        settled: bool = True,
     ) -> _State:
-        """The state at (m, psi) for an S that is known already."""
+        """The state at (m, psi) for an S that is known already; not `settled`: for a spread held fixed.
+
+        The latter's bound lacks what depends on S alone, and its factor need not be that of S.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             here = self.evaluate(mean, psi, spread)
             bound = here.likelihood - 0.5 * self.ridge * float(mean @ mean)
             bound -= 0.5 * float(psi @ self.blocks.applied(psi))
             leverage = self.answers.leverage(weight, spread)
-            if self.marginal:
+            if self.marginal and settled:
                 assert lower is not None
                 # KL beyond the mean: (r tr S + log|S^-1| - d log r - d)/2, and r tr S = d - sum lambda h.
                 log_det = 2 * float(np.log(np.diag(lower)).sum())
                 bound -= 0.5 * (log_det - self.d * np.log(self.ridge) - float(weight @ leverage))
         if not np.isfinite(bound):
             raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge))
-        return _State(mean, psi, weight, lower, spread, leverage, here, bound, single)
+        return _State(mean, psi, weight, lower, spread, leverage, here, bound, settled)
 
     def target(self, here: Evaluation) -> Floats:
         """lambda as the answers want it.
@@ -276,15 +290,23 @@ class _Problem:
         gradient, exact, gauss = self.teacher_terms(s)
         level, step = _within(gauss, gradient, self.anchor)
         length = float(np.sqrt(far + max(float(level @ step), 0.0)))
-        for own, cross in ((exact, s.here.slope + s.here.cross_slope), (gauss, s.here.cross_slope)):
-            if own is None:
-                continue
-            mixed = _solve(lower, -self.cross(cross, s.here.bias_cross).T)
-            both = _arrow(mixed, own, white, gradient, self.anchor)
+        for own, cross in self.couplings(s, exact, gauss):
+            both = _arrow(_solve(lower, -cross.T), own, white, gradient, self.anchor)
             if both is not None:
+                s.cross = cross if self.heavy else None
                 return _Direction(_solve(lower, both[0], True), both[1], length, distance)
         # Not even the Gauss-Newton matrix is positive definite (S lags behind): theta and psi apart.
         return _Direction(_solve(lower, white, True), step, length, distance)
+
+    def couplings(
+        self, s: _State, exact: BlockFactor | None, gauss: BlockFactor
+    ) -> Iterator[tuple[BlockFactor, Floats]]:
+        """Teachers' own second derivatives with those across, the best first."""
+        if s.cross is not None and exact is not None:  # of a point nearby: cheap, and good enough
+            yield exact, s.cross
+        for own, cross in ((exact, s.here.slope + s.here.cross_slope), (gauss, s.here.cross_slope)):
+            if own is not None:
+                yield own, self.cross(cross, s.here.bias_cross)
 
     def cross(self, cell_slope: Floats, bias_slope: Floats) -> Floats:
         """d/dtheta d/dpsi, (P, d)."""
@@ -341,26 +363,29 @@ class _Problem:
             length = float(np.sqrt(length**2 + max(float(gradient @ level), 0.0)))
         return _Direction(step, psi, length, 0.0)
 
-    def step(self, s: _State, to: _Direction, inner: bool, single: bool) -> _State | None:
-        """The longest of 1, 1/2, 1/4, ... of the direction that does not lower J; None if there is none."""
+    def step(self, s: _State, to: _Direction, inner: bool) -> _State | None:
+        """The longest of 1, 1/2, 1/4, ... of the direction that does not lower J; None if there is none.
+
+        An inner step leaves S as it is.
+        """
         longest = float(np.abs(to.psi[: self.n_cells]).max(initial=0.0))
         share = min(1.0, _LONGEST_STEP / longest) if longest > 0 else 1.0
         for _ in range(_HALVINGS):
             mean, psi = s.mean + share * to.mean, s.psi + share * to.psi
-            trial = self.tried(s, mean, psi, share, inner, single)
-            if trial is not None and (trial.bound >= s.bound - self.slack(s) or single != s.single):
+            trial = self.tried(s, mean, psi, share, inner)
+            if trial is not None and trial.bound >= s.bound - self.slack(s):
                 return trial
             share /= 2
         return None
 
-    def tried(
-        self, s: _State, mean: Floats, psi: Floats, share: float, inner: bool, single: bool
-    ) -> _State | None:
+    def tried(self, s: _State, mean: Floats, psi: Floats, share: float, inner: bool) -> _State | None:
         """The state, or None where the step leads out of what can be computed."""
         try:
             if inner:
-                return self.placed(mean, psi, s.weight, s.factor, s.spread, s.single)
-            return self.state(mean, psi, self.towards(s, mean, psi, share), single)
+                there = self.placed(mean, psi, s.weight, s.factor, s.spread, s.settled)
+                there.cross = s.cross
+                return there
+            return self.state(mean, psi, self.towards(s, mean, psi, share))
         except np.linalg.LinAlgError:
             return None
 
@@ -409,7 +434,7 @@ class _Problem:
 
     def slack(self, s: _State) -> float:
         """Differences of J that rounding alone can make."""
-        return (1e-5 if s.single else _ROUNDING) * (1 + abs(s.bound) + self.answers.total)
+        return _ROUNDING * (1 + abs(s.bound) + self.answers.total)
 
     def start(self) -> _State:
         """theta = 0, every rationality 1, lambda its value there before anything is learnt from it."""
@@ -466,9 +491,8 @@ def _arrow(
     return p[:, 0] - level * p[:, 1], psi[:, 0] - level * psi[:, 1]
 
 
-def _conjugate_gradients(product: object, right: Floats) -> tuple[Floats, float]:
+def _conjugate_gradients(product: Callable[[Floats], Floats], right: Floats) -> tuple[Floats, float]:
     """x with product(x) close to right, and sqrt(right'x); stops where curvature is not positive."""
-    assert callable(product)
     x, residual = np.zeros_like(right), right.copy()
     direction, size = right.copy(), float(right @ right)
     enough = size * min(0.25, np.sqrt(size)) ** 2 * 1e-4
@@ -530,7 +554,11 @@ def fit_answers(
     sign = rationality.copy()
     sign[setting.free] = np.where(sign[setting.free] < 0, -1.0, 1.0)
     problem = _Problem(reduced, setting, sign)
-    state = problem.start() if start is None else _resumed(problem, start, basis)
+    state = None
+    if start is None and problem.heavy and problem.dense:
+        state = _approached(problem, max_iter, tol)
+    if state is None:
+        state = problem.start() if start is None else _resumed(problem, start, basis)
     tried = 0
     if setting.signed and problem.n_cells:
         problem, state, tried = _choose_signs(problem, state, max_iter, max(tol, _ROUGH))
@@ -558,12 +586,91 @@ def _resumed(problem: _Problem, start: Fitted, basis: Floats | None) -> _State:
         psi[: problem.n_cells] = size - (size.mean() if shifted else 0.0)
     psi[problem.n_cells :] = start.bias
     problem.link = start.link
-    expected = len(problem.target(problem.evaluate(mean, psi, problem.answers.spread(None, False))))
-    if problem.marginal and len(start.curvature) == expected:
-        return problem.state(mean, psi, start.curvature)
-    first = problem.start()
-    weight = problem.target(problem.evaluate(mean, psi, first.spread)) if problem.marginal else first.weight
+    narrow = problem.answers.spread(None, False)
+    weight = problem.target(problem.evaluate(mean, psi, narrow))
+    if problem.marginal and len(start.curvature) == len(weight):
+        weight = start.curvature
+    elif problem.marginal and not problem.heavy and basis is None and start.factor is not None:
+        weight = problem.target(problem.evaluate(mean, psi, problem.answers.spread(start.factor, False)))
     return problem.state(mean, psi, weight)
+
+
+def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
+    """Close to the top of a problem with many answers, mostly in single precision.
+
+    A fit to a sample of the answers comes first; then Newton for the spread that the sample suggests, and for
+    newer spreads, until these stand still. What it finds is where the ascent proper begins: nothing here decides
+    whether that has converged.
+    """
+    answers = problem.answers
+    sample = answers.sample(_SAMPLE_STEP)
+    if sample is None:
+        return None
+    rough = _Problem(sample, problem.setting, problem.sign.copy())
+    _, there = _ascend(rough, rough.start(), max_iter, _SAMPLE_TOL)
+    lower = None if there.factor is None else there.factor * np.sqrt(_SAMPLE_STEP)
+    spread = answers.spread(lower if problem.marginal else None, single=True)
+    mean = _stretched(problem, there.mean, there.psi, spread)
+    state, moved = _newton(problem, mean, there.psi, spread, None, _SAMPLE_TOL / 10)
+    quickly = 1.0
+    while problem.marginal and moved * quickly > _CLOSE * tol:
+        lower = problem.factor(problem.target(state.here), single=True)
+        before, cross = moved, state.cross
+        spread = answers.spread(lower, single=True)
+        state, moved = _newton(problem, state.mean, state.psi, spread, lower, 0.3 * tol, cross)
+        quickly = min(1.0, moved / before)
+    return problem.state(state.mean, state.psi, problem.target(state.here))
+
+
+def _stretched(problem: _Problem, mean: Floats, psi: Floats, spread: Floats) -> Floats:
+    """theta of the best length: a posterior mean of few answers is short, and margins just scale."""
+    margin = problem.answers.rows.margin(mean)
+    beta, bias, square = problem.beta(psi), psi[problem.n_cells :], float(mean @ mean)
+
+    def loss(scale: float) -> float:
+        here = problem.answers.evaluate(scale * margin, beta, bias, spread, problem.link)
+        return 0.5 * problem.ridge * scale * scale * square - here.likelihood
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=_STRETCH, method="bounded", options={"xatol": 0.02})
+    return np.asarray(found.x * mean)
+
+
+def _newton(
+    problem: _Problem,
+    mean: Floats,
+    psi: Floats,
+    spread: Floats,
+    lower: Floats | None,
+    tol: float,
+    cross: Floats | None = None,
+) -> tuple[_State, float]:
+    """The top of J over (m, psi) for a spread held fixed, and how long the gradient was at first.
+
+    Second derivatives are formed anew where they are stale. With a factor given, that is, near the top, a small
+    share of the first gradient is near enough: the next spread moves the top by more.
+    """
+    weight = problem.target(problem.evaluate(mean, psi, spread))
+    state = problem.placed(mean, psi, weight, lower, spread, settled=False)
+    state.cross = cross
+    before = first = np.inf
+    for _ in range(_NEWTON_STEPS):
+        if state.factor is None:
+            state.factor = problem.factor(problem.target(state.here), single=True)
+        to = problem.direction(state)
+        first = to.gradient if np.isinf(first) else first
+        if os.environ.get("DBG"): print("newton", to.gradient)
+        enough = tol if lower is None else max(tol, _NEAR * first)
+        if to.gradient <= enough:
+            break
+        following = problem.step(state, to, inner=True)
+        if following is None:
+            break
+        if to.gradient > _QUICK * before or (lower is None and to.gradient > 1):
+            following.factor = following.cross = None
+        before = to.gradient
+        state = following
+        problem.link = state.here.link
+    return state, first
 
 
 def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tuple[Fitted, _State]:
@@ -573,20 +680,21 @@ def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tupl
     while True:
         to = problem.direction(state)
         far = to.far
-        if far <= tol and not state.single:
+        if far <= tol:
             break
         since = 0 if far < 0.9 * best else since + 1
         best = min(best, far)
         if iterations >= max_iter:
             reason = f"max_iter = {max_iter} steps were not enough"
             break
+        if os.environ.get("DBG"): print(iterations, state.single, to.gradient, to.gap, state.bound)
         if since >= _STALLED and bounds[-1] - bounds[-1 - _STALLED] <= _ROUNDING * (1 + abs(state.bound)):
             reason = "rounding errors stop all progress"
             break
         following = problem.accelerated(state, to, past)
         if following is None:
-            inner = problem.heavy and problem.marginal and to.gap < 0.5 * to.gradient and not since
-            following = problem.step(state, to, inner, single=False)
+            inner = problem.heavy and state.factor is not None and to.gap < to.gradient and not since
+            following = problem.step(state, to, inner)
         if following is None:
             reason = "no step along the search direction raises the objective"
             break

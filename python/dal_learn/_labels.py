@@ -35,6 +35,7 @@ _LARGEST_FEATURE = 1e50
 _LARGEST_WEIGHT = 1e20
 _MOST_CELLS = 10**8
 _BLOCK_ROWS = 2048
+_FEW = 2  # columns in which rows mostly differ already
 _SMALL = 2**26  # bytes of distinct rows that may always be copied
 _STORED = (np.float32, np.float16)
 
@@ -262,6 +263,8 @@ def distinct_rows(pool: Any) -> tuple[Integers, Integers] | None:
         return None
     count, d = stored.shape
     bits = np.dtype(f"u{stored.dtype.itemsize}")
+    if len(np.unique(np.ascontiguousarray(stored[:, :_FEW]), axis=0)) == count:
+        return None
     constants = np.random.Generator(np.random.Philox(0)).integers(2**63, size=d, dtype=np.uint64) * 2 + 1
     total = np.empty(count, np.uint64)
     for start in range(0, count, _BLOCK_ROWS):
