@@ -28,7 +28,7 @@ ORDER = {
         ("testing",),
     ),
     "dal_learn": (
-        ("_files", "_philox", "_moments", "_rows", "_teacher_blocks"),
+        ("_files", "_philox", "_rows", "_teacher_blocks"),
         ("_links", "_covariance", "_reward_file", "_ledger"),
         ("_answers",),
         ("_fit", "_labels"),

@@ -17,13 +17,13 @@ P. V. Rao and L. L. Kupper, *Ties in paired-comparison experiments*, J. Amer. St
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
-from ._moments import softplus_moments
+import dal_native as dn
 
 __all__ = ["Lapsing", "Link", "Logistic", "RaoKupper", "Terms"]
 
@@ -31,6 +31,20 @@ Floats = NDArray[np.float64]
 
 _LEAST_LAPSE, _MOST_LAPSE = 1e-6, 0.9
 _LEAST_THRESHOLD, _MOST_THRESHOLD = 1e-9, 20.0
+
+
+class Moments(NamedTuple):
+    """Means under t ~ N(mean, sd^2): E sp(t), E s(t), E s'(t), E t s'(t), E t^2 s'(t)."""
+
+    softplus: Floats
+    logistic: Floats
+    slope: Floats
+    slope_1: Floats
+    slope_2: Floats
+
+
+def softplus_moments(mean: Floats, sd: Floats) -> Moments:
+    return Moments(*dn.softplus_moments(mean, sd))
 
 
 @dataclass(frozen=True)
