@@ -182,7 +182,7 @@ class Choices:
         if len(some) > _MOST_SAMPLED * len(order) or self.biased is not None:
             return None
         row, which = (some, None) if self.row is None else np.unique(self.row[some], return_inverse=True)
-        rows = Rows(dn.Pool(self.rows.take(row)))
+        rows = Rows([dn.Pool(self.rows.take(row))])
         return Choices(rows, which, self.label[some], self.weight[some], self.cell[some])
 
     def of_answers(self, of_rows: Floats) -> Floats:

@@ -15,17 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-import os
 import numpy as np
 import scipy.linalg
 import scipy.optimize
 from numpy.typing import NDArray
 
-from ._answers import Answers, Evaluation
+from ._answers import Answers, Choices, Evaluation
 from ._links import Link
 from ._teacher_blocks import BlockFactor, TeacherBlocks
 
-__all__ = ["Fitted", "Setting", "fit_answers"]
+__all__ = ["Fitted", "Setting", "fit_answers", "refit_answers"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -46,7 +45,7 @@ _HEAVY = 2e9  # U d^2 beyond which a new S costs more than a few passes over the
 _SAMPLE_STEP, _SAMPLE_TOL = 16, 3.0  # one answer in so many for a rough fit first
 _STRETCH = (0.5, 4.0)
 _QUICK = 0.2  # a gradient that shrinks less than to this share wants new second derivatives
-_NEAR = 1 / 60  # share of the first gradient that the next spread may undo
+_STALE = 0.1  # posterior standard deviations by which an older spread may be off in a later batch
 _CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
 _NEWTON_STEPS = 30
 _DENSE = 4096  # features beyond which a mode is sought without a d x d matrix
@@ -101,6 +100,8 @@ class Fitted:
         lambda at the end, where a warm start takes up.
     factor : ndarray, (d, d) or smaller, or None
         Lower Cholesky factor of S^-1 in the coordinates of `basis`.
+    spread : ndarray
+        What of S the likelihood depends on.
     basis : ndarray, (d, U), or None
         Axes of the rows' span where there are fewer rows than features.
     bound : float
@@ -121,6 +122,7 @@ class Fitted:
     link: Link
     curvature: Floats
     factor: Floats | None
+    spread: Floats
     basis: Floats | None
     bound: float
     bounds: list[float]
@@ -542,13 +544,8 @@ def fit_answers(
     -------
     Fitted
     """
-    n_biases = answers.n_biases
     if answers.total == 0:
-        none = np.zeros(answers.rows.d)
-        bias = np.zeros(n_biases)
-        return Fitted(
-            none, rationality, bias, setting.link, np.zeros(0), None, None, 0.0, [0.0], 0.0, 0, True, ""
-        )
+        return _prior(answers, setting, rationality)
     turned = answers.rows.turned()
     reduced, basis = (answers, None) if turned is None else (answers.reduced(turned[0]), turned[1])
     sign = rationality.copy()
@@ -564,6 +561,33 @@ def fit_answers(
         problem, state, tried = _choose_signs(problem, state, max_iter, max(tol, _ROUGH))
     fitted, state = _ascend(problem, state, max_iter, tol)
     fitted.iterations += tried
+    return _finished(problem, fitted, state, basis)
+
+
+def _prior(answers: Answers, setting: Setting, rationality: Floats) -> Fitted:
+    """What no answers leave."""
+    none = np.zeros(0)
+    return Fitted(
+        mean=np.zeros(answers.rows.d),
+        rationality=rationality,
+        bias=np.zeros(answers.n_biases),
+        link=setting.link,
+        curvature=none,
+        factor=None,
+        spread=none,
+        basis=None,
+        bound=0.0,
+        bounds=[0.0],
+        gradient_norm=0.0,
+        iterations=0,
+        converged=True,
+        reason="",
+    )
+
+
+def _finished(problem: _Problem, fitted: Fitted, state: _State, basis: Floats | None) -> Fitted:
+    """In the coordinates and with the signs that are reported."""
+    setting, reduced = problem.setting, problem.answers
     mirrored = setting.signed and problem.anchor.any()
     if mirrored and float(np.sign(problem.sign[reduced.cell]) @ reduced.weight) < 0:
         problem.sign, state.mean = -problem.sign, -state.mean  # the mirror image, in which most are honest
@@ -571,7 +595,78 @@ def fit_answers(
     fitted.bias = state.psi[problem.n_cells :]
     fitted.mean, fitted.basis = (state.mean if basis is None else basis @ state.mean), basis
     fitted.link, fitted.curvature, fitted.factor = state.here.link, state.weight, state.factor
+    fitted.spread = state.spread
     return fitted
+
+
+def refit_answers(
+    answers: Choices, setting: Setting, start: Fitted, *, max_iter: int, tol: float
+) -> Fitted | None:
+    """Take a later batch into a fit to many answers, in a few passes over the rows.
+
+    S^-1 gets the new answers' share; how much each older margin varies under it is left as it was, as long as
+    that is within _STALE posterior standard deviations of right.
+
+    Parameters
+    ----------
+    answers : Choices
+        Those of the fit, in the same order, and then the new ones, whose rows come last.
+    setting : Setting
+    start : Fitted
+        The fit, with the cells and biases of `answers`.
+    max_iter : int
+    tol : float
+
+    Returns
+    -------
+    Fitted or None
+        None where a whole fit is called for: few rows, nothing to update, or S has moved too far.
+    """
+    sign = np.where(start.rationality < 0, -1.0, 1.0)
+    fixed = np.setdiff1d(np.arange(len(sign)), setting.free)
+    sign[fixed] = start.rationality[fixed]
+    problem = _Problem(answers, replace(setting, link=start.link), sign)
+    old, rows = len(start.curvature), len(start.spread)
+    if not (problem.heavy and problem.marginal) or start.factor is None or start.basis is not None:
+        return None
+    psi = np.concatenate([np.log(np.abs(start.rationality[setting.free])), start.bias])
+    psi[: problem.n_cells] -= psi[: problem.n_cells].mean() if problem.anchor.any() else 0.0
+    new = answers.rows.take(np.arange(rows, answers.rows.n))
+    white = _solve(start.factor, new.T)
+    spread = np.concatenate([start.spread, np.einsum("ij,ij->j", white, white)])
+    weight = problem.target(problem.evaluate(start.mean, psi, spread))
+    weight[:old] = start.curvature
+    added = np.zeros(answers.rows.n)
+    added[rows:] = answers.of_rows(np.where(np.arange(len(weight)) < old, 0.0, weight))[rows:]
+    matrix = start.factor @ start.factor.T + (new.T * added[rows:]) @ new
+    lower = scipy.linalg.cholesky(matrix, lower=True)
+    white = _solve(lower, new.T)
+    spread[rows:] = np.einsum("ij,ij->j", white, white)
+    state, _ = _newton(problem, start.mean, psi, spread, lower, tol, near=0.0)
+    to = problem.direction(state)
+    gap = (problem.target(state.here) - weight) * answers.leverage(weight, spread)
+    stale = float(np.sqrt(gap @ gap))
+    if to.gradient > tol or stale > _STALE:
+        return None
+    settled = problem.placed(state.mean, state.psi, weight, lower, spread)
+    far = float(np.hypot(to.gradient, stale))
+    fitted = Fitted(
+        mean=state.mean,
+        rationality=problem.sign,
+        bias=np.zeros(0),
+        link=problem.link,
+        curvature=weight,
+        factor=lower,
+        spread=spread,
+        basis=None,
+        bound=settled.bound,
+        bounds=[settled.bound],
+        gradient_norm=far,
+        iterations=1,
+        converged=True,
+        reason="",
+    )
+    return _finished(problem, fitted, settled, None)
 
 
 def _resumed(problem: _Problem, start: Fitted, basis: Floats | None) -> _State:
@@ -643,11 +738,12 @@ def _newton(
     lower: Floats | None,
     tol: float,
     cross: Floats | None = None,
+    near: float = 1 / 60,
 ) -> tuple[_State, float]:
     """The top of J over (m, psi) for a spread held fixed, and how long the gradient was at first.
 
-    Second derivatives are formed anew where they are stale. With a factor given, that is, near the top, a small
-    share of the first gradient is near enough: the next spread moves the top by more.
+    Second derivatives are formed anew where they are stale. With a factor given, that is, near the top, the share
+    `near` of the first gradient is near enough: the next spread moves the top by more.
     """
     weight = problem.target(problem.evaluate(mean, psi, spread))
     state = problem.placed(mean, psi, weight, lower, spread, settled=False)
@@ -658,8 +754,7 @@ def _newton(
             state.factor = problem.factor(problem.target(state.here), single=True)
         to = problem.direction(state)
         first = to.gradient if np.isinf(first) else first
-        if os.environ.get("DBG"): print("newton", to.gradient)
-        enough = tol if lower is None else max(tol, _NEAR * first)
+        enough = tol if lower is None else max(tol, near * first)
         if to.gradient <= enough:
             break
         following = problem.step(state, to, inner=True)
@@ -687,7 +782,6 @@ def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tupl
         if iterations >= max_iter:
             reason = f"max_iter = {max_iter} steps were not enough"
             break
-        if os.environ.get("DBG"): print(iterations, state.single, to.gradient, to.gap, state.bound)
         if since >= _STALLED and bounds[-1] - bounds[-1 - _STALLED] <= _ROUNDING * (1 + abs(state.bound)):
             reason = "rounding errors stop all progress"
             break
@@ -708,6 +802,7 @@ def _ascend(problem: _Problem, state: _State, max_iter: int, tol: float) -> tupl
         link=problem.link,
         curvature=state.weight,
         factor=state.factor,
+        spread=state.spread,
         basis=None,
         bound=state.bound,
         bounds=bounds,

@@ -25,6 +25,7 @@ __all__ = [
     "check_rankings",
     "distinct_rows",
     "features",
+    "joined",
     "sizes",
 ]
 
@@ -37,6 +38,7 @@ _MOST_CELLS = 10**8
 _BLOCK_ROWS = 2048
 _FEW = 2  # columns in which rows mostly differ already
 _SMALL = 2**26  # bytes of distinct rows that may always be copied
+_FEW_ROWS = 16_384  # of a batch that the next one may still be added to
 _STORED = (np.float32, np.float16)
 
 
@@ -46,8 +48,8 @@ class Asked:
 
     Parameters
     ----------
-    pool : dal_native.Pool
-        The rows.
+    pools : tuple of dal_native.Pool
+        The rows, batch after batch.
     row : ndarray of int64, (T,), or None
         Of each answer; None: the t-th.
     label : ndarray, (T,)
@@ -57,7 +59,7 @@ class Asked:
     weight, teacher, category, round, side : ndarray, (T,)
     """
 
-    pool: Any
+    pools: tuple[Any, ...]
     row: Integers | None
     label: Floats
     orders: list[Integers]
@@ -70,6 +72,43 @@ class Asked:
     @property
     def count(self) -> int:
         return len(self.weight)
+
+
+def joined(first: Asked, then: Asked) -> Asked:
+    """Choices of an earlier batch and of a later one; the rows stay where they are.
+
+    Raises
+    ------
+    ValueError
+        The numbers of features differ.
+    """
+    d, more = first.pools[0].d, then.pools[0].d
+    if d != more:
+        raise ValueError(f"X has {more} features; expected {d}, as in the batches before")
+    row = None
+    before = sum(len(pool) for pool in first.pools)
+    if first.row is not None or then.row is not None:
+        row = np.concatenate(
+            [
+                np.arange(first.count) if first.row is None else first.row,
+                before + (np.arange(then.count) if then.row is None else then.row),
+            ]
+        )
+    rest = (
+        np.concatenate([getattr(first, name), getattr(then, name)])
+        for name in ("weight", "teacher", "category", "round", "side")
+    )
+    label = np.concatenate([first.label, then.label])
+    return Asked(_packed(first.pools, then.pools), row, label, [], *rest)
+
+
+def _packed(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Pools one after the other, small arrays of one type copied together so that there are few."""
+    last, new = first[-1], then[0]
+    small = all(isinstance(p.stored(), np.ndarray) and p.pair_offsets is None for p in (last, new))
+    if len(first) > 1 and small and last.dtype_name == new.dtype_name and len(last) < _FEW_ROWS:
+        return *first[:-1], dn.Pool(np.concatenate([last.stored(), new.stored()]))
+    return *first, *then
 
 
 @dataclass(frozen=True)
@@ -94,7 +133,7 @@ class Cells:
 
     def answers(self, asked: Asked) -> Answers:
         """What the solver takes."""
-        rows = Rows(asked.pool)
+        rows = Rows(asked.pools)
         if asked.orders:
             return Rankings(rows, asked.orders, asked.weight, self.of_answer)
         side = None if self.bias_of_answer is None else asked.side.astype(np.float64)
@@ -180,7 +219,7 @@ def check_choices(
         if row is None:
             row = np.arange(count)
         row, label, weight, j, c, when, shown = (a[kept] for a in (row, label, weight, j, c, when, shown))
-    return Asked(pool, row, label, [], weight, j, c, when, shown)
+    return Asked((pool,), row, label, [], weight, j, c, when, shown)
 
 
 def check_rankings(
@@ -207,7 +246,7 @@ def check_rankings(
     place = kept[np.argsort(length[kept], kind="stable")]
     orders = [np.stack([lists[i] for i in place if length[i] == k]) for k in np.unique(length[place])]
     zero = np.zeros(len(place), np.int64)
-    return Asked(pool, None, np.zeros(0), orders, weight[place], j[place], c[place], zero, zero), place
+    return Asked((pool,), None, np.zeros(0), orders, weight[place], j[place], c[place], zero, zero), place
 
 
 def _orders(rankings: Sequence[ArrayLike], n: int) -> list[Integers]:

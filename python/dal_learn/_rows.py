@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,30 @@ class Rows:
 
     Parameters
     ----------
-    pool : dal_native.Pool
-        What is stored, in its own type.
+    pools : sequence of dal_native.Pool
+        What is stored, each in its own type, one after the other: later batches are not copied together.
     """
 
-    def __init__(self, pool: Any) -> None:
-        self.pool, self.n, self.d = pool, len(pool), int(pool.d)
+    def __init__(self, pools: Sequence[Any]) -> None:
+        self.pools = tuple(pools)
+        self.start = np.concatenate([[0], np.cumsum([len(pool) for pool in pools])])
+        self.n, self.d = int(self.start[-1]), int(pools[0].d)
+
+    def _parts(self) -> Iterator[tuple[Any, slice]]:
+        for pool, start in zip(self.pools, self.start.tolist(), strict=False):
+            if len(pool):
+                yield pool, slice(start, start + len(pool))
 
     def margin(self, theta: Floats) -> Floats:
         """x'theta of every row, (U,)."""
-        return np.asarray(dn.margin(self.pool, theta))
+        return np.concatenate([np.zeros(0), *(dn.margin(pool, theta) for pool, _ in self._parts())])
 
     def weighted_sum(self, weight: Floats) -> Floats:
         """sum_t w_t x_t, (d,)."""
         total = np.zeros(self.d)
-        for start, stop, block in self.pool.blocks():
-            total += weight[start:stop] @ block
+        for pool, part in self._parts():
+            for start, stop, block in pool.blocks():
+                total += weight[part][start:stop] @ block
         return total
 
     def sum_by_cell(self, weight: Floats, cell: Integers, n_cells: int, row: Integers | None) -> Floats:
@@ -46,44 +55,51 @@ class Rows:
         total = np.zeros((n_cells, self.d))
         row = np.arange(self.n) if row is None else row
         pick = scipy.sparse.csc_array((weight, (cell, row)), shape=(n_cells, self.n))
-        for start, stop, block in self.pool.blocks():
-            total += pick[:, start:stop] @ block
+        for pool, part in self._parts():
+            mine = pick[:, part.start : part.stop]
+            for start, stop, block in pool.blocks():
+                total += mine[:, start:stop] @ block
         return total
 
     def gram(self, weight: Floats, single: bool = False) -> Floats:
         """sum_t w_t x_t x_t', (d, d)."""
-        if weight.min(initial=0.0) >= 0:
-            return np.asarray(dn.information_matrix(self.pool, weight, ridge=0.0))
         total = np.zeros((self.d, self.d))
-        for start, stop, block in self.pool.blocks():
-            total += (block.T * weight[start:stop]) @ block
+        for pool, part in self._parts():
+            mine = np.ascontiguousarray(weight[part])
+            if mine.min() >= 0:
+                total += dn.information_matrix(pool, mine, ridge=0.0)
+                continue
+            for start, stop, block in pool.blocks():
+                total += (block.T * mine[start:stop]) @ block
         return total
 
     def leverage(self, lower: Floats, single: bool = False) -> Floats:
         """x'(L L')^-1 x of every row, (U,)."""
-        return np.asarray(leverage_from_factor(self.pool, np.ascontiguousarray(lower), None, "auto", None))
+        factor = np.ascontiguousarray(lower)
+        parts = [leverage_from_factor(pool, factor, None, "auto", None) for pool, _ in self._parts()]
+        return np.concatenate([np.zeros(0), *parts])
 
     def hessian_vector(self, weight: Floats, vector: Floats) -> Floats:
         """sum_t w_t x_t (x_t'v), (d,)."""
         total = np.zeros(self.d)
-        for start, stop, block in self.pool.blocks():
-            total += (weight[start:stop] * (block @ vector)) @ block
+        for pool, part in self._parts():
+            for start, stop, block in pool.blocks():
+                total += (weight[part][start:stop] * (block @ vector)) @ block
         return total
-
-    def squares(self) -> Floats:
-        """|x|^2 of every row, (U,)."""
-        out = np.empty(self.n)
-        for start, stop, block in self.pool.blocks():
-            out[start:stop] = np.einsum("ij,ij->i", block, block)
-        return out
 
     def take(self, index: Integers) -> Floats:
         """Some rows in float64, (k, d)."""
-        return np.asarray(self.pool.take(index))
+        if len(self.pools) == 1:
+            return np.asarray(self.pools[0].take(index))
+        out = np.empty((len(index), self.d))
+        for pool, part in self._parts():
+            mine = (index >= part.start) & (index < part.stop)
+            out[mine] = pool.take(index[mine] - part.start)
+        return out
 
     def turned(self) -> tuple[Rows, Floats] | None:
         """With fewer rows than features: rows of as many coordinates as there are rows, and the axes."""
         if self.n >= self.d or self.n == 0:
             return None
         basis, triangle = scipy.linalg.qr(self.take(np.arange(self.n)).T, mode="economic", check_finite=False)
-        return Rows(dn.Pool(np.ascontiguousarray(triangle.T))), basis
+        return Rows([dn.Pool(np.ascontiguousarray(triangle.T))]), basis

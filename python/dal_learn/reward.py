@@ -30,11 +30,11 @@ import dal_native as dn
 from dal_native import _validate as V
 from dal_native._dispatch import single_threaded_blas
 
-from ._answers import Answers, Information
+from ._answers import Answers, Choices, Information
 from ._covariance import JointCovariance, prior_covariance
 from ._files import FileFormatError
-from ._fit import Fitted, Setting, fit_answers
-from ._labels import Asked, Cells, cells_of, check_choices, check_labels, check_rankings, sizes
+from ._fit import Fitted, Setting, fit_answers, refit_answers
+from ._labels import Asked, Cells, cells_of, check_choices, check_labels, check_rankings, joined, sizes
 from ._links import Lapsing, Link, Logistic, RaoKupper
 from ._reward_file import HEAD, read_tensors, write_tensors
 from ._teacher_blocks import TeacherBlocks
@@ -168,7 +168,7 @@ class RewardModel:
 
     coef_: Floats
     rationality_: Floats
-    information_: Floats
+    _matrix: Floats | None
 
     def __init__(
         self,
@@ -401,6 +401,76 @@ class RewardModel:
         asked, _ = check_rankings(completions, rankings, teacher, category, sample_weight)
         return self._learn(asked, n_teachers, n_categories)
 
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        teacher: ArrayLike | None = None,
+        category: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        n_teachers: int | None = None,
+        n_categories: int | None = None,
+        *,
+        classes: ArrayLike | None = None,
+        pairs: ArrayLike | None = None,
+        side: ArrayLike | None = None,
+        round: ArrayLike | None = None,
+    ) -> RewardModel:
+        """Learn from another batch beside all that was fitted before; the earlier X is read again, not copied.
+
+        With many labels of many features a small batch costs a few passes over the rows instead of a whole fit:
+        how uncertain older margins are is then left as it was, as long as that is within 0.1 posterior standard
+        deviations of right (`gradient_norm_` says how far; `converged_` that everything else is within `tol`).
+        Otherwise it is `fit` on everything, begun where the last fit ended.
+
+        Parameters
+        ----------
+        X, y, teacher, category, sample_weight, n_teachers, n_categories, pairs, side, round
+            The new labels, as in `fit`.
+        classes : array_like, optional
+            Not looked at: 0 and 1 are known. For scikit-learn's convention.
+
+        Returns
+        -------
+        RewardModel
+            This one.
+
+        Raises
+        ------
+        ValueError
+            An argument does not fit, or rankings or a file are what was fitted before.
+
+        Examples
+        --------
+        >>> model = RewardModel().fit([[1.0], [2.0]], [1, 0])
+        >>> len(model.partial_fit([[1.0]], [1]).objective_path_) > 0
+        True
+        """
+        if "coef_" not in vars(self):
+            return self.fit(
+                X,
+                y,
+                teacher,
+                category,
+                sample_weight,
+                n_teachers,
+                n_categories,
+                pairs=pairs,
+                side=side,
+                round=round,
+            )
+        if self._loaded_covariance is not None or self._case.asked.orders:
+            raise ValueError(
+                "partial_fit needs the labels of an earlier fit; expected a model fitted here to choices"
+            )
+        self._check_parameters()
+        asked = joined(
+            self._case.asked, check_choices(X, y, teacher, category, sample_weight, pairs, side, round)
+        )
+        m = max(self.n_teachers_, int(asked.teacher.max(initial=0)) + 1)
+        kinds = max(self.n_categories_, int(asked.category.max(initial=0)) + 1)
+        return self._learn(asked, n_teachers or m, n_categories or kinds, more=True)
+
     def _check_parameters(self) -> None:
         V.one_of(self.method, "method", METHODS)
         for name in ("ridge", "rationality_scale"):
@@ -442,7 +512,9 @@ class RewardModel:
         unknown = V.rationality(unknown.astype(np.float64), n_categories) > 0
         return known, ~unknown
 
-    def _learn(self, asked: Asked, n_teachers: int | None, n_categories: int | None) -> RewardModel:
+    def _learn(
+        self, asked: Asked, n_teachers: int | None, n_categories: int | None, more: bool = False
+    ) -> RewardModel:
         reached = int(asked.category.max(initial=0)) + 1
         known, fixed = self._known(reached if n_categories is None else n_categories)
         m, kinds = sizes(asked, known, n_teachers, n_categories)
@@ -455,8 +527,9 @@ class RewardModel:
         cells = cells_of(asked, bool(self.drift), bool(self.position_bias))
         case = _Case(asked, cells, cells.answers(asked), beta, fixed)
         with single_threaded_blas():
-            fitted = self._fit_evidence(case)
-            self._store(case, fitted)
+            fitted = self._refit(case) if more else None
+            self._store(case, self._fit_evidence(case, more) if fitted is None else fitted)
+        fitted = self._fitted
         if not fitted.converged:
             warnings.warn(
                 f"the fit did not converge: {fitted.reason}; the gradient is {fitted.gradient_norm:.1e} "
@@ -488,12 +561,21 @@ class RewardModel:
             return Lapsing(_START_LAPSE, free=True)
         return Lapsing(float(self.lapse)) if self.lapse else Logistic()
 
-    def _fit_evidence(self, case: _Case) -> Fitted:
+    def _refit(self, case: _Case) -> Fitted | None:
+        """A later batch taken in quickly; None where a whole fit is called for."""
+        free = isinstance(self.ridge, str) or isinstance(self.rationality_scale, str)
+        if free or self.signed or self._fitted.link.free or not isinstance(case.answers, Choices):
+            return None
+        start = _carried_over(self._fitted, self._case, case)
+        setting = self._setting(case, self.ridge_, self.rationality_scale_)
+        return refit_answers(case.answers, setting, start, max_iter=int(self.max_iter), tol=float(self.tol))
+
+    def _fit_evidence(self, case: _Case, warm: bool = False) -> Fitted:
         """Fit; where asked to, move ridge and scale until the labels are as likely as they can be."""
         ridge = 1.0 if isinstance(self.ridge, str) else float(self.ridge)
         scale = 0.5 if isinstance(self.rationality_scale, str) else float(self.rationality_scale)
         free = isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
-        start = self._warm(case)
+        start = self._warm(case, warm or self.warm_start)
         for _ in range(_EVIDENCE_STEPS if any(free) else 1):
             setting = self._setting(case, ridge, scale)
             start = fit_answers(
@@ -514,10 +596,10 @@ class RewardModel:
                 break
         return start
 
-    def _warm(self, case: _Case) -> Fitted | None:
+    def _warm(self, case: _Case, warm: bool) -> Fitted | None:
         """The last fit, on this case's cells, if it is to be taken up."""
         last = vars(self).get("_fitted")
-        if not self.warm_start or last is None or self.coef_.shape != (case.answers.rows.d,):
+        if not warm or last is None or self.coef_.shape != (case.answers.rows.d,):
             return None
         return _carried_over(last, self._case, case)
 
@@ -538,8 +620,7 @@ class RewardModel:
         margin = case.answers.rows.margin(fitted.mean)
         at = margin, fitted.rationality, fitted.bias, fitted.link
         self._information = case.answers.information(*at)
-        self.information_ = case.answers.gram(self._information.curvature, False)
-        self.information_[np.diag_indices(self.n_features_in_)] += self.ridge_
+        self._matrix: Floats | None = None
         none = case.answers.spread(None, False)
         fixed_link = _with_fixed_shape(fitted.link)
         self.log_likelihood_ = case.answers.evaluate(*at[:3], none, fixed_link).likelihood
@@ -590,6 +671,16 @@ class RewardModel:
         return beta, log_se
 
     # --------------------------------------------------------------------------------------- standard errors
+
+    @property
+    def information_(self) -> Floats:
+        """ridge I + sum of w x x' at (`coef_`, `rationality_`), (d, d); formed when it is first asked for."""
+        self._require_fitted()
+        if self._matrix is None:
+            with single_threaded_blas():
+                self._matrix = self._case.answers.gram(self._information.curvature, False)
+            self._matrix[np.diag_indices(self.n_features_in_)] += self.ridge_
+        return self._matrix
 
     def _log_errors(self) -> Floats:
         """Standard errors of log|rationality|, (m, C)."""
@@ -1140,7 +1231,7 @@ class RewardModel:
 
     def _restore(self, tensors: dict[str, Floats], facts: dict[str, Any]) -> None:
         self.coef_, self.rationality_ = tensors[HEAD][0], tensors["rationality"]
-        self.information_ = tensors["information"]
+        self._matrix = tensors["information"]
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(self.coef_), self.rationality_.shape
         self.classes_ = np.array([0.0, 0.5, 1.0]) if self.ties else np.array([0, 1])
         self.rounds_, self.rationality_path_ = np.zeros(1, np.int64), self.rationality_[..., None]
