@@ -76,7 +76,7 @@ class Evaluation:
 
 @dataclass
 class Information:
-    """Fisher information in pieces: what gram() takes, and blocks and couplings along psi, as in Evaluation."""
+    """Fisher information: what gram() takes, and blocks and couplings along psi, as in Evaluation."""
 
     curvature: Floats
     cells: Floats
@@ -109,7 +109,7 @@ class Answers(Protocol):
         ...
 
     def cross(self, cell_slope: Floats, bias_slope: Floats) -> tuple[Floats, Floats]:
-        """d/dtheta of the derivatives along cells and biases, (K, d) and (n, d); no rows for an empty slope."""
+        """d/dtheta of the derivatives along cells (K, d) and biases (n, d); no rows for an empty slope."""
         ...
 
     def product(self, curvature: Floats, vector: Floats) -> Floats:
@@ -302,12 +302,13 @@ class Choices:
 class Rankings:
     """R orders of several completions, best first: Plackett-Luce, a choice among all that are left each time.
 
-    With t = beta u, a stage's l = t_chosen - log sum e^t over what is left. Its mean under a Gaussian is bounded
-    from below by Jensen's inequality after a tilt a (probabilities):
+    With t = beta u, a stage's l = t_chosen - log sum e^t over what is left. Its mean under a Gaussian is
+    bounded from below by Jensen's inequality after a tilt a (probabilities):
 
         E log sum e^t <= log sum_i exp(mu_i + var(t_i - a't) / 2),      least at a = softmax(mu + var / 2)
 
-    (D. A. Knowles and T. P. Minka, *Non-conjugate variational message passing*, NIPS 2011); exact without spread.
+    (D. A. Knowles and T. P. Minka, *Non-conjugate variational message passing*, NIPS 2011); exact without
+    spread.
 
     Parameters
     ----------
@@ -324,7 +325,7 @@ class Rankings:
     def __init__(self, rows: Rows, orders: list[Integers], weight: Floats, cell: Integers) -> None:
         self.rows, self.orders, self.weight, self.cell = rows, orders, weight, cell
         self.n_cells = int(cell.max(initial=-1)) + 1
-        self.total = float(sum(w.sum() * (o.shape[1] - 1) for o, w in zip(orders, self._split(weight))))
+        self.total = float(sum(w.sum() * (o.shape[1] - 1) for o, w in zip(orders, self._split(weight), strict=True)))
 
     def reduced(self, rows: Rows) -> Rankings:
         return Rankings(rows, self.orders, self.weight, self.cell)

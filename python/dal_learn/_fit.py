@@ -1,13 +1,14 @@
 """The optimiser behind `RewardModel`: safeguarded joint Newton on (theta, psi), psi = (log|beta|, bias).
 
-With q = N(m, S) the posterior of theta, l the log likelihood of an answer, r the ridge and Q the prior precision
-of psi, it maximises
+With q = N(m, S) the posterior of theta, l the log likelihood of an answer, r the ridge and Q the prior
+precision of psi, it maximises
 
     J(m, S, psi) = sum_t v_t E_q l_t - KL(q | N(0, I/r)) - psi'Q psi / 2
 
-over sum_k b_k = 0, beta = sign * exp(b). At its top S^-1 = r I + gram(lambda), lambda the expected curvature of
-the answers, so S is known by the numbers lambda. With S = 0 (``marginal=False``) the same J is the joint posterior
-of (theta, psi). Every step is accepted only if J rises, up to rounding: an EM whose M step moves theta as well.
+over sum_k b_k = 0, beta = sign * exp(b). At its top S^-1 = r I + gram(lambda), lambda the expected
+curvature of the answers, so S is known by the numbers lambda. With S = 0 (``marginal=False``) the same J is
+the joint posterior of (theta, psi). Every step is accepted only if J rises, up to rounding: an EM whose M
+step moves theta as well.
 """
 
 from __future__ import annotations
@@ -474,8 +475,8 @@ def _arrow(
 ) -> tuple[Floats, Floats] | None:
     """Solve [[I, Q], [Q', D]] (p, psi) = (white, gradient) within anchor'psi = 0.
 
-    Teachers meet only through theta, so they are eliminated first: d^2 P operations, never a P x P matrix. None
-    unless the matrix is safely positive definite.
+    Teachers meet only through theta, so they are eliminated first: d^2 P operations, never a P x P matrix.
+    None unless the matrix is safely positive definite.
     """
     sides = own.solve(np.concatenate([gradient[:, None], anchor[:, None], mixed.T], axis=1))
     try:
@@ -693,9 +694,9 @@ def _resumed(problem: _Problem, start: Fitted, basis: Floats | None) -> _State:
 def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
     """Close to the top of a problem with many answers, mostly in single precision.
 
-    A fit to a sample of the answers comes first; then Newton for the spread that the sample suggests, and for
-    newer spreads, until these stand still. What it finds is where the ascent proper begins: nothing here decides
-    whether that has converged.
+    A fit to a sample of the answers comes first; then Newton for the spread that the sample suggests, and
+    for newer spreads, until these stand still. What it finds is where the ascent proper begins: nothing
+    here decides whether that has converged.
     """
     answers = problem.answers
     sample = answers.sample(_SAMPLE_STEP)
@@ -742,8 +743,8 @@ def _newton(
 ) -> tuple[_State, float]:
     """The top of J over (m, psi) for a spread held fixed, and how long the gradient was at first.
 
-    Second derivatives are formed anew where they are stale. With a factor given, that is, near the top, the share
-    `near` of the first gradient is near enough: the next spread moves the top by more.
+    Second derivatives are formed anew where they are stale. With a factor given, that is, near the top, the
+    share `near` of the first gradient is near enough: the next spread moves the top by more.
     """
     weight = problem.target(problem.evaluate(mean, psi, spread))
     state = problem.placed(mean, psi, weight, lower, spread, settled=False)
