@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse
 from numpy.typing import NDArray
 
 import dal_native as dn
@@ -46,19 +45,18 @@ class Rows:
         """sum_t w_t x_t, (d,)."""
         total = np.zeros(self.d)
         for pool, part in self._parts():
-            for start, stop, block in pool.blocks():
-                total += weight[part][start:stop] @ block
+            total += dn.weighted_sum(pool, weight[part])
         return total
 
     def sum_by_cell(self, weight: Floats, cell: Integers, n_cells: int, row: Integers | None) -> Floats:
         """Entry t adds w_t x_row[t] to its cell: (n_cells, d)."""
         total = np.zeros((n_cells, self.d))
-        row = np.arange(self.n) if row is None else row
-        pick = scipy.sparse.csc_array((weight, (cell, row)), shape=(n_cells, self.n))
         for pool, part in self._parts():
-            mine = pick[:, part.start : part.stop]
-            for start, stop, block in pool.blocks():
-                total += mine[:, start:stop] @ block
+            if row is None:
+                total += dn.weighted_sum_by_cell(pool, weight[part], cell[part], n_cells)
+                continue
+            mine = slice(None) if len(self.pools) == 1 else (row >= part.start) & (row < part.stop)
+            total += dn.weighted_sum_by_cell(pool, weight[mine], cell[mine], n_cells, row[mine] - part.start)
         return total
 
     def gram(self, weight: Floats, single: bool = False) -> Floats:
@@ -83,8 +81,7 @@ class Rows:
         """sum_t w_t x_t (x_t'v), (d,)."""
         total = np.zeros(self.d)
         for pool, part in self._parts():
-            for start, stop, block in pool.blocks():
-                total += (weight[part][start:stop] * (block @ vector)) @ block
+            total += dn.hessian_vector(pool, weight[part], vector)
         return total
 
     def take(self, index: Integers) -> Floats:
