@@ -167,8 +167,10 @@ def features(X: Any, name: str = "X") -> Any:
         return X
     if scipy.sparse.issparse(X):
         raise ValueError(f"{name} is a sparse matrix; expected a dense array")
-    kept = isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype in _STORED and X.flags.c_contiguous
-    stored = X if kept else V.floats(X, name, 2)
+    given = V.array(X, name)
+    narrow = given.dtype.newbyteorder("=")
+    kept = given.ndim == 2 and narrow in _STORED
+    stored = np.require(given, narrow, ["C", "A"]) if kept else V.floats(given, name, 2)
     if stored.shape[1] == 0:
         raise ValueError(f"{name} has 0 features (shape {stored.shape}); expected at least one")
     try:
@@ -212,7 +214,8 @@ def check_choices(
     V.length(shown, count, "side", of)
     if (np.abs(shown) > 1).any():
         raise ValueError(
-            "side holds a number other than -1, 0, 1; expected 1 where b was shown first, -1 where a was, 0 unknown"
+            "side holds a number other than -1, 0, 1; expected 1 where b was shown first, -1 where a was, 0
+            unknown"
         )
     kept = weight > 0
     if not kept.all():

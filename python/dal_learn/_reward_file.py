@@ -14,7 +14,7 @@ from ._files import FileFormatError, atomic_write
 
 __all__ = ["HEAD", "read_tensors", "write_tensors"]
 
-FORMAT, VERSION = "dal-native/reward", 1
+FORMAT, VERSION = "dal-native/reward", 2
 #: The largest file that is read: an information matrix of 8,192 features and a few small arrays.
 LARGEST = 2**30
 #: The tensor that holds the reward, (1, d): the name and shape of a linear head in the usual reward models.
@@ -72,7 +72,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[np.flo
     Raises
     ------
     FileFormatError
-        Not such a file, damaged, too large, or written by a newer version.
+        Not such a file, damaged, too large, or written by another version.
 
     Examples
     --------
@@ -124,6 +124,10 @@ def _facts(path: str | os.PathLike[str], text: str | None) -> dict[str, Any]:
     if version > VERSION:
         raise FileFormatError(
             path, None, f"written by a newer version (format {version}), expected at most {VERSION}"
+        )
+    if version < VERSION:
+        raise FileFormatError(
+            path, None, f"written by an older version (format {version}), expected {VERSION}: fit again"
         )
     return facts
 

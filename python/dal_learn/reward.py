@@ -1,12 +1,13 @@
 """The reward: a heterogeneous Bradley-Terry model, its rationalities fitted against the posterior of theta.
 
-    P(b preferred | difference x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta + bias_j side)
+    P(b preferred | difference x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta + bias_j
+    side)
 
-with theta ~ N(0, I / ridge) and log beta ~ N(0, rationality_scale^2), what a teacher's categories have in common
-included, and mean log beta = 0 over the cells (teacher, category) that have labels: (a theta, beta / a) would fit
-equally well, so the scale has to be fixed. Fitting (theta, beta) jointly at their common maximum believes a
-teacher the more, the more it is alone with an opinion; the default fit averages over the posterior of theta
-instead.
+with theta ~ N(0, I / ridge) and log beta ~ N(0, rationality_scale^2), what a teacher's categories have in
+common included, and mean log beta = 0 over the cells (teacher, category) that have labels: (a theta, beta /
+a) would fit equally well, so the scale has to be fixed. Fitting (theta, beta) jointly at their common maximum
+believes a teacher the more, the more it is alone with an opinion; the default fit averages over the posterior
+of theta instead.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ _EVIDENCE_STEPS = 30  # updates of ridge and rationality_scale
 _EVIDENCE = 0.01  # largest change of their logarithms at which the updates stop
 _RIDGES, _SCALES = (1e-6, 1e8), (0.05, 3.0)
 _START_LAPSE, _START_TIES = 0.02, 0.5
+#: Tensors of a saved model and the sizes of their axes: d features, m teachers, C categories, R rounds.
+TENSORS = {
+    HEAD: "1d",
+    "rationality": "mC",
+    "log_rationality_se": "mC",
+    "information": "dd",
+    "coef_covariance": "dd",
+    "position_bias": "m",
+    "position_bias_se": "m",
+    "rationality_known": "mC",
+    "rationality_path": "mCR",
+    "rounds": "R",
+}
 
 
 class ConvergenceWarning(UserWarning):
@@ -93,8 +107,8 @@ class RewardModel:
         confirm themselves: for comparison only). "homogeneous" holds every rationality at 1; `coef_` is the
         mode.
     rationality : array_like, (m, C) or (m,), optional
-        Known rationalities, taken as they are, whatever the method; NaN where one is to be estimated. With all
-        of them known `coef_` is the posterior mode. Known ones fix the scale: nothing is anchored then.
+        Known rationalities, taken as they are, whatever the method; NaN where one is to be estimated. With
+        all of them known `coef_` is the posterior mode. Known ones fix the scale: nothing is anchored then.
     signed : bool, default False
         Let rationalities be negative (adversarial teachers). Signs are turned one by one or together as long
         as the objective rises; of the two mirror images the one is kept in which most labels (by weight) come
@@ -102,14 +116,14 @@ class RewardModel:
     lapse : float or "fit", default 0.0
         Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd.
     ties : bool, default False
-        Take a label of exactly 0.5 as a tie, a third outcome (Rao and Kupper, 1967), with one threshold for the
-        crowd; otherwise it is half an answer for each side. Not together with lapses.
+        Take a label of exactly 0.5 as a tie, a third outcome (Rao and Kupper, 1967), with one threshold for
+        the crowd; otherwise it is half an answer for each side. Not together with lapses.
     position_bias : float, default 0.0
-        Prior standard deviation of every teacher's bias towards the completion shown first (`side` of `fit`), on
-        the scale of beta times margin; 0 for none.
+        Prior standard deviation of every teacher's bias towards the completion shown first (`side` of `fit`),
+        on the scale of beta times margin; 0 for none.
     drift : float, default 0.0
-        Standard deviation by which log|rationality| of a teacher walks from round to round (`round` of `fit`);
-        `rationality_` is then that of the last round. 0 for none.
+        Standard deviation by which log|rationality| of a teacher walks from round to round (`round` of
+        `fit`); `rationality_` is then that of the last round. 0 for none.
     warm_start : bool, default False
         Begin the next fit where the last one ended.
     max_iter : int, default 200
@@ -309,9 +323,9 @@ class RewardModel:
         Parameters
         ----------
         X : array_like, (T, d), or Pool
-            Difference phi(b) - phi(a) of each label; T may be 0 (then the prior comes out). float32 and float16
-            arrays are read as they are stored, and so are memory maps and pools of files. With `pairs`:
-            completions, (N, d).
+            Difference phi(b) - phi(a) of each label; T may be 0 (then the prior comes out). float32 and
+            float16 arrays are read as they are stored, and so are memory maps and pools of files. With
+            `pairs`: completions, (N, d).
         y : array_like, (T,)
             1 (b preferred), 0 (a preferred) or anything between.
         teacher, category : array_like of int, (T,), optional
@@ -321,7 +335,8 @@ class RewardModel:
         n_teachers, n_categories : int, optional
             m and C when the labels do not reach the last of them.
         pairs : array_like of int, (T, 2), optional
-            Completions (a, b) of each label, rows of X; differences are formed block by block and never stored.
+            Completions (a, b) of each label, rows of X; differences are formed block by block and never
+            stored.
         side : array_like of int, (T,), optional
             1 where b was shown first, -1 where a was, 0 where nobody knows; for `position_bias`.
         round : array_like of int, (T,), optional
@@ -364,9 +379,10 @@ class RewardModel:
     ) -> RewardModel:
         """Fit theta and the rationalities to R rankings of two or more completions (Plackett-Luce).
 
-        A ranking is a choice of the best, then of the best of the rest, and so on; it is not split into pairs,
-        whose answers would count as independent. With method "marginal" the expectation over the posterior of
-        theta is a lower bound (Knowles and Minka, 2011), which two-item rankings do not share with `fit`.
+        A ranking is a choice of the best, then of the best of the rest, and so on; it is not split into
+        pairs, whose answers would count as independent. With method "marginal" the expectation over the
+        posterior of theta is a lower bound (Knowles and Minka, 2011), which two-item rankings do not share
+        with `fit`.
 
         Parameters
         ----------
@@ -386,7 +402,8 @@ class RewardModel:
         Raises
         ------
         ValueError
-            An argument or parameter does not fit; `lapse`, `ties`, `position_bias` and `drift` are for choices.
+            An argument or parameter does not fit; `lapse`, `ties`, `position_bias` and `drift` are for
+            choices.
 
         Examples
         --------
@@ -512,6 +529,11 @@ class RewardModel:
         unknown = V.rationality(unknown.astype(np.float64), n_categories) > 0
         return known, ~unknown
 
+    def _given(self) -> NDArray[np.bool_]:
+        """Which rationalities the constructor was told, (m, C)."""
+        fixed = self._known(self.n_categories_)[1]
+        return np.zeros(self.rationality_.shape, bool) if fixed is None else fixed
+
     def _learn(
         self, asked: Asked, n_teachers: int | None, n_categories: int | None, more: bool = False
     ) -> RewardModel:
@@ -630,6 +652,7 @@ class RewardModel:
         self._loaded_covariance = None
         self._joint_covariance: JointCovariance | None = None
         self._errors: Floats | None = None
+        self._bias_errors: Floats | None = None
         self.rounds_ = np.unique(case.cells.round) if self.drift else np.zeros(1, np.int64)
         paths = [self._predicted_cells(int(r))[0] for r in self.rounds_] or [case.beta]
         self.rationality_path_ = np.stack(paths, axis=-1)
@@ -714,13 +737,13 @@ class RewardModel:
     def position_bias_se_(self) -> Floats:
         """Standard error of `position_bias_`, (m,)."""
         self._require_fitted()
-        out = np.zeros(self.n_teachers_)
-        if self._loaded_covariance is not None:
-            raise ValueError("position_bias_se_ needs a model fitted here, not loaded from a file")
-        if len(self._case.cells.biased):
-            with single_threaded_blas():
-                out[self._case.cells.biased] = np.sqrt(self._joint().variance()[len(self._case.free) :])
-        return out
+        if self._bias_errors is None:
+            self._bias_errors = np.zeros(self.n_teachers_)
+            if len(self._case.cells.biased):
+                with single_threaded_blas():
+                    variance = self._joint().variance()[len(self._case.free) :]
+                self._bias_errors[self._case.cells.biased] = np.sqrt(variance)
+        return self._bias_errors
 
     def coef_covariance(self, robust: bool = False) -> Floats:
         """Covariance of `coef_`, with the uncertainty of the estimated rationalities in it.
@@ -777,8 +800,8 @@ class RewardModel:
     def reward_interval(self, features: ArrayLike, level: float = 0.95, robust: bool = False) -> Floats:
         """Interval of the reward x'theta of every row, with the uncertainty of the rationalities in it.
 
-        For differences it is the interval of a margin. Rewards of single completions have no zero of their own:
-        only intervals of differences mean something by themselves.
+        For differences it is the interval of a margin. Rewards of single completions have no zero of their
+        own: only intervals of differences mean something by themselves.
 
         Parameters
         ----------
@@ -854,6 +877,7 @@ class RewardModel:
 
         The set of values b such that, with this rationality held at b and everything else fitted again, the
         objective (without the prior of this rationality) stays within half a chi-square quantile of its top.
+        The scale is that of the other cells, whose geometric mean stays where the fit has it.
 
         Parameters
         ----------
@@ -869,7 +893,8 @@ class RewardModel:
         Raises
         ------
         ValueError
-            The cell has no labels, is known, or is the only one; or the model was loaded from a file, or drifts.
+            The cell has no labels, is known, or is the only one; or the model was loaded from a file, or
+            drifts.
 
         Examples
         --------
@@ -884,7 +909,9 @@ class RewardModel:
         half = 0.5 * _normal_quantile(V.number(level, "level", 0.0)) ** 2
         cells = self._case.cells
         found = np.flatnonzero((cells.teacher == teacher) & (cells.category == category))
-        if not len(found) or found[0] not in self._case.free or len(self._case.free) < 2:
+        free = self._case.free
+        alone = len(free) == 1 and len(cells.teacher) == 1  # then the anchor holds it at 1
+        if not len(found) or found[0] not in free or alone:
             raise ValueError(
                 f"teacher {teacher!r} in category {category!r} is no estimated cell beside others; expected one "
                 "with labels"
@@ -1156,6 +1183,10 @@ class RewardModel:
             "information": self.information_,
             "coef_covariance": self.coef_covariance(),
             "position_bias": self.position_bias_,
+            "position_bias_se": self.position_bias_se_,
+            "rationality_known": self._given().astype(np.float64),
+            "rationality_path": self.rationality_path_,
+            "rounds": self.rounds_.astype(np.float64),
         }
         facts = {
             "lapse": float(self.lapse_),
@@ -1163,7 +1194,6 @@ class RewardModel:
             "ridge": float(self.ridge_),
             "rationality_scale": float(self.rationality_scale_),
             "parameters": {name: _plain(value) for name, value in parameters.items()},
-            "rationality_known": self.rationality is not None,
             "converged": bool(self.converged_),
             "iterations": int(self.n_iter_),
             "gradient_norm": float(self.gradient_norm_),
@@ -1217,8 +1247,8 @@ class RewardModel:
         if not isinstance(parameters, dict) or set(parameters) != known:
             raise FileFormatError(path, None, f"parameters are not {', '.join(sorted(known))}")
         model = cls(**parameters)
-        if facts.get("rationality_known") is True:
-            model.rationality = tensors["rationality"].copy()
+        if tensors["rationality_known"].any():
+            model.rationality = np.where(tensors["rationality_known"] == 1, tensors["rationality"], np.nan)
         try:
             model._check_parameters()
             model._restore(tensors, facts)
@@ -1234,9 +1264,9 @@ class RewardModel:
         self._matrix = tensors["information"]
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(self.coef_), self.rationality_.shape
         self.classes_ = np.array([0.0, 0.5, 1.0]) if self.ties else np.array([0, 1])
-        self.rounds_, self.rationality_path_ = np.zeros(1, np.int64), self.rationality_[..., None]
+        self.rounds_, self.rationality_path_ = tensors["rounds"].astype(np.int64), tensors["rationality_path"]
         self._errors, self._loaded_covariance = tensors["log_rationality_se"], tensors["coef_covariance"]
-        self.position_bias_ = tensors["position_bias"]
+        self.position_bias_, self._bias_errors = tensors["position_bias"], tensors["position_bias_se"]
         self.lapse_ = V.number(facts["lapse"], "lapse", 0.0)
         self.tie_threshold_ = V.number(facts["tie_threshold"], "tie_threshold", 0.0)
         self.ridge_ = V.number(facts["ridge"], "ridge", 0.0)
@@ -1258,25 +1288,22 @@ class RewardModel:
 
 
 def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Floats]) -> None:
-    names = {HEAD, "rationality", "log_rationality_se", "information", "coef_covariance", "position_bias"}
-    if set(tensors) != names:
-        raise FileFormatError(path, None, f"tensors are {sorted(tensors)}, expected {sorted(names)}")
-    d, shape = tensors[HEAD].size, tensors["rationality"].shape
-    expected = {
-        HEAD: (1, d),
-        "rationality": shape if len(shape) == 2 and min(shape) > 0 else (1, 1),
-        "log_rationality_se": shape,
-        "information": (d, d),
-        "coef_covariance": (d, d),
-        "position_bias": shape[:1],
-    }
-    for name, size in expected.items():
-        if tensors[name].shape != size or d == 0:
+    if set(tensors) != set(TENSORS):
+        raise FileFormatError(path, None, f"tensors are {sorted(tensors)}, expected {sorted(TENSORS)}")
+    table, rounds = tensors["rationality"].shape, tensors["rounds"].shape
+    table, rounds = table if len(table) == 2 and min(table) else (1, 1), rounds if len(rounds) == 1 else (1,)
+    sizes = {"d": tensors[HEAD].size, "m": table[0], "C": table[1], "R": rounds[0], "1": 1}
+    for name, axes in TENSORS.items():
+        expected = tuple(sizes[axis] for axis in axes)
+        if tensors[name].shape != expected or not min(expected):
             raise FileFormatError(
-                path, None, f"tensor {name!r} has shape {tensors[name].shape}, expected {size}"
+                path, None, f"tensor {name!r} has shape {tensors[name].shape}, expected {expected}"
             )
-    if (tensors["log_rationality_se"] < 0).any():
-        raise FileFormatError(path, None, "tensor 'log_rationality_se' holds a negative number")
+    for name in ("log_rationality_se", "position_bias_se", "rounds"):
+        if (tensors[name] < 0).any():
+            raise FileFormatError(path, None, f"tensor {name!r} holds a negative number")
+    if not np.isin(tensors["rationality_known"], (0, 1)).all():
+        raise FileFormatError(path, None, "tensor 'rationality_known' holds a number other than 0 and 1")
     try:
         scipy.linalg.cholesky(tensors["information"], lower=True)
     except np.linalg.LinAlgError:
@@ -1367,8 +1394,9 @@ def _joint_covariance(
 def _likelier(case: _Case, fitted: Fitted, setting: Setting, scale: float) -> tuple[float, float]:
     """Ridge and rationality scale that make the labels likelier, by MacKay's fixed point.
 
-    With g = d - ridge tr Cov(theta), the number of directions that the labels determine, ridge = g / |theta|^2;
-    with R = Cov(b) / scale^2 a priori and k = K - tr(R^-1 Cov(b)) / scale^2, scale^2 = b'R^-1 b / k.
+    With g = d - ridge tr Cov(theta), the number of directions that the labels determine, ridge = g /
+    |theta|^2; with R = Cov(b) / scale^2 a priori and k = K - tr(R^-1 Cov(b)) / scale^2, scale^2 = b'R^-1 b /
+    k.
 
     D. J. C. MacKay, *Bayesian interpolation*, Neural Computation 4 (1992).
     """
@@ -1400,36 +1428,37 @@ class _Profile:
     def __init__(self, model: RewardModel, cell: int) -> None:
         self.model, self.case, self.cell = model, model._case, cell
         self.last = model._fitted
-        self.start = float(model._fitted.rationality[cell])
+        self.anchored = bool(_anchor(self.case, model._setting_used).any())
         teacher, category = self.case.cells.teacher[cell], self.case.cells.category[cell]
-        self.step = max(abs(self.start), 0.1) * float(model._log_errors()[teacher, category])
-        self.top = self(self.start)
+        start = float(model._fitted.rationality[cell])
+        self.step = max(abs(start), 0.1) * max(float(model._log_errors()[teacher, category]), 1e-3)
+        self.top = self(start)
+        self.best = self._climb(start, -1.0)
+        if self.best == start:
+            self.best = self._climb(start, 1.0)
 
     def __call__(self, value: float) -> float:
         fixed, beta = self.case.fixed.copy(), self.case.beta.copy()
         at = self.case.cells.teacher[self.cell], self.case.cells.category[self.cell]
         fixed[at], beta[at] = True, value
         case = replace(self.case, fixed=fixed, beta=beta)
-        setting = replace(
-            self.model._setting(case, self.model.ridge_, self.model.rationality_scale_), signed=False
-        )
-        setting = replace(setting, anchored=True)
+        setting = self.model._setting(case, self.model.ridge_, self.model.rationality_scale_)
+        setting = replace(setting, signed=False, anchored=self.anchored)
         rationality = self.last.rationality.copy()
         rationality[self.cell] = value
-        tol = max(float(self.model.tol), 1e-5)
         self.last = fit_answers(
             case.answers,
             setting,
             rationality,
             max_iter=int(self.model.max_iter),
-            tol=tol,
+            tol=max(float(self.model.tol), 1e-5),
             start=replace(self.last, rationality=rationality),
         )
         return self.last.bound
 
     def end(self, drop: float, towards: float) -> float:
         """Where the profile has fallen by `drop` on one side of its top."""
-        inside, step = self._climb(towards), self.step
+        inside, step = self.best, self.step
         outside = inside + towards * step
         for _ in range(60):
             if self(outside) < self.top - drop:
@@ -1438,14 +1467,13 @@ class _Profile:
             outside = inside + towards * step
         else:
             return float(towards * np.inf)
-        low, high = sorted((inside, outside))
-        return float(
-            scipy.optimize.brentq(lambda b: self(b) - self.top + drop, low, high, xtol=1e-4, rtol=1e-4)
-        )
+        while abs(outside - inside) > 1e-4 * (1e-3 + abs(inside)):
+            middle = 0.5 * (inside + outside)
+            inside, outside = (middle, outside) if self(middle) >= self.top - drop else (inside, middle)
+        return float(0.5 * (inside + outside))
 
-    def _climb(self, towards: float) -> float:
+    def _climb(self, here: float, towards: float) -> float:
         """The top of the profile: without the cell's own prior it may lie elsewhere than the fit."""
-        here = self.start
         for _ in range(40):
             there = here + towards * 0.5 * self.step
             value = self(there)

@@ -20,8 +20,10 @@ HEAD = "score.weight"
 def fitted(**parameters):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3))
-    y = (x[:, 0] > 0).astype(float)
-    return RewardModel(**parameters).fit(x, y, rng.integers(0, 3, 50), rng.integers(0, 2, 50), n_teachers=5)
+    y = np.where(rng.random(50) < 0.2, 0.5, x[:, 0] > 0)
+    j, c, side, when = (rng.integers(low, high, 50) for low, high in ((0, 3), (0, 2), (-1, 2), (2, 5)))
+    model = RewardModel(**parameters)
+    return model.fit(x, y, j, c, n_teachers=5, n_categories=2, side=side, round=when)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,10 @@ def fitted(**parameters):
         {"ridge": np.float32(0.5), "method": "joint_map", "lapse": 0.1},
         {"signed": True, "max_iter": np.int64(99)},
         {"rationality": np.ones((5, 2))},
+        {"rationality": [[1.0, np.nan], [2.0, 0.0], [np.nan, np.nan], [1.0, 1.0], [1.0, np.nan]]},
+        {"ridge": "evidence", "rationality_scale": "evidence"},
+        {"lapse": "fit", "position_bias": 0.5},
+        {"ties": True, "drift": 0.3, "category_correlation": 0.2, "warm_start": True},
     ],
 )
 def test_everything_that_can_be_asked_survives(tmp_path, parameters):
@@ -39,7 +45,8 @@ def test_everything_that_can_be_asked_survives(tmp_path, parameters):
     again = RewardModel.load(tmp_path / "reward.safetensors", encoder="f00d")
     attributes = (
         "coef_ rationality_ rationality_se_ rationality_interval_ information_ classes_ converged_ n_iter_ "
-        "gradient_norm_ objective_ log_likelihood_ n_features_in_ n_teachers_ n_categories_"
+        "gradient_norm_ objective_ log_likelihood_ n_features_in_ n_teachers_ n_categories_ ridge_ lapse_ "
+        "rationality_scale_ tie_threshold_ position_bias_ position_bias_se_ rounds_ rationality_path_"
     )
     for name in attributes.split():
         assert np.array_equal(getattr(again, name), getattr(model, name)), name
@@ -47,7 +54,8 @@ def test_everything_that_can_be_asked_survives(tmp_path, parameters):
     x = np.random.default_rng(1).normal(size=(9, 3))
     assert np.array_equal(again.predict_proba(x), model.predict_proba(x))
     for name, value in model.get_params().items():
-        assert np.array_equal(getattr(again, name), value), name
+        same = value == getattr(again, name) if name != "rationality" or value is None else None
+        assert same or np.array_equal(getattr(again, name), value, equal_nan=True), name
     with pytest.raises(ValueError, match="robust needs the labels"):
         again.coef_covariance(robust=True)
     # A loaded model can be saved again, to the same bytes, and fitted anew.
@@ -93,6 +101,11 @@ def parts(tmp_path):
         "log_rationality_se": np.full((5, 2), 0.5),
         "information": model.information_,
         "coef_covariance": model.coef_covariance(),
+        "position_bias": model.position_bias_,
+        "position_bias_se": model.position_bias_se_,
+        "rationality_known": np.zeros((5, 2)),
+        "rationality_path": model.rationality_path_,
+        "rounds": np.zeros(1),
     }
     return tensors, facts
 
@@ -123,7 +136,13 @@ def without(mapping, key):
         ("'rationality' has shape \\(5,\\)", lambda t, f: ({**t, "rationality": np.ones(5)}, f)),
         ("not positive definite", lambda t, f: ({**t, "information": -np.eye(3)}, f)),
         ("holds a negative number", lambda t, f: ({**t, "log_rationality_se": -np.ones((5, 2))}, f)),
-        ("newer version \\(format 2\\), expected at most 1", lambda t, f: (t, {**f, "version": 2})),
+        ("holds a negative number", lambda t, f: ({**t, "position_bias_se": -np.ones(5)}, f)),
+        ("holds a negative number", lambda t, f: ({**t, "rounds": -np.ones(1)}, f)),
+        ("other than 0 and 1", lambda t, f: ({**t, "rationality_known": np.full((5, 2), 2.0)}, f)),
+        ("'rounds' has shape \\(1, 1\\)", lambda t, f: ({**t, "rounds": np.ones((1, 1))}, f)),
+        ("'rationality_path' has", lambda t, f: ({**t, "rationality_path": np.ones((5, 2, 3))}, f)),
+        ("newer version \\(format 3\\), expected at most 2", lambda t, f: (t, {**f, "version": 3})),
+        ("older version \\(format 1\\), expected 2: fit again", lambda t, f: (t, {**f, "version": 1})),
         ("version '1' is not", lambda t, f: (t, {**f, "version": "1"})),
         ("version True is not", lambda t, f: (t, {**f, "version": True})),
         ("names no 'dal-native/reward'", lambda t, f: (t, {**f, "format": "other"})),

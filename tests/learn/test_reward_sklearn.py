@@ -18,7 +18,7 @@ def test_parameters_are_kept_as_given():
     assert repr(model) == "RewardModel(rationality=[[1.0, 2.0]], ridge=3, signed=True)"
     assert repr(RewardModel(rationality=np.ones(2))) == "RewardModel(rationality=array([1., 1.]))"
     assert model.set_params(ridge=4.0, tol=1e-3) is model and model.ridge == 4.0
-    with pytest.raises(ValueError, match="'depth' is no parameter of RewardModel, expected one of lapse, "):
+    with pytest.raises(ValueError, match="'depth' is no parameter of RewardModel, expected one of "):
         model.set_params(depth=3)
 
 
