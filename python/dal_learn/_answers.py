@@ -76,7 +76,7 @@ class Evaluation:
 
 @dataclass
 class Information:
-    """Fisher information: what gram() takes, and blocks and couplings along psi, as in Evaluation."""
+    """Fisher information in pieces: what gram() takes, blocks and couplings along psi, as in Evaluation."""
 
     curvature: Floats
     cells: Floats
@@ -109,7 +109,7 @@ class Answers(Protocol):
         ...
 
     def cross(self, cell_slope: Floats, bias_slope: Floats) -> tuple[Floats, Floats]:
-        """d/dtheta of the derivatives along cells (K, d) and biases (n, d); no rows for an empty slope."""
+        """d/dtheta of d/dcells and d/dbiases, (K, d) and (n, d); no rows for an empty slope."""
         ...
 
     def product(self, curvature: Floats, vector: Floats) -> Floats:
@@ -122,6 +122,12 @@ class Answers(Protocol):
 
     def gram(self, curvature: Floats, single: bool) -> Floats:
         """(d, d)."""
+        ...
+
+    def scores(
+        self, margin: Floats, beta: Floats, bias: Floats, link: Link, theta: Floats, psi: Floats
+    ) -> Iterator[Floats]:
+        """Score of every answer times [theta; psi] (d, k) and (K + n, k), in blocks: (t, k)."""
         ...
 
     def leverage(self, curvature: Floats, spread: Floats) -> Floats:
@@ -325,7 +331,8 @@ class Rankings:
     def __init__(self, rows: Rows, orders: list[Integers], weight: Floats, cell: Integers) -> None:
         self.rows, self.orders, self.weight, self.cell = rows, orders, weight, cell
         self.n_cells = int(cell.max(initial=-1)) + 1
-        self.total = float(sum(w.sum() * (o.shape[1] - 1) for o, w in zip(orders, self._split(weight), strict=True)))
+        stages = np.repeat([o.shape[1] - 1 for o in orders], [len(o) for o in orders])
+        self.total = float(weight @ stages)
 
     def reduced(self, rows: Rows) -> Rankings:
         return Rankings(rows, self.orders, self.weight, self.cell)

@@ -144,12 +144,12 @@ def cells_of(asked: Asked, drifting: bool, biased: bool) -> Cells:
     """Sort answers into cells; one round only unless rationalities drift."""
     rounds = asked.round if drifting else np.zeros(asked.count, np.int64)
     key = np.stack([asked.teacher, asked.category, rounds])
-    cells, of_answer = np.unique(key, axis=1, return_inverse=True)
+    (j, c, when), of_answer = np.unique(key, axis=1, return_inverse=True)
     of_answer = of_answer.reshape(-1)
     if not biased:
-        return Cells(*cells, of_answer, np.zeros(0, np.int64), None)
+        return Cells(j, c, when, of_answer, np.zeros(0, np.int64), None)
     who, bias_of_answer = np.unique(asked.teacher, return_inverse=True)
-    return Cells(*cells, of_answer, who, bias_of_answer)
+    return Cells(j, c, when, of_answer, who, bias_of_answer)
 
 
 # --------------------------------------------------------------------------------------------------- checking
@@ -180,8 +180,8 @@ def features(X: Any, name: str = "X") -> Any:
     largest = max(abs(float(stored.max(initial=0.0))), abs(float(stored.min(initial=0.0))))
     if largest > _LARGEST_FEATURE:
         raise ValueError(
-            f"{name} reaches {largest:g} in size; expected at most {_LARGEST_FEATURE:g}, beyond which squares "
-            "overflow"
+            f"{name} reaches {largest:g} in size; expected at most {_LARGEST_FEATURE:g}, beyond which "
+            "squares overflow"
         )
     return pool
 
@@ -214,14 +214,15 @@ def check_choices(
     V.length(shown, count, "side", of)
     if (np.abs(shown) > 1).any():
         raise ValueError(
-            "side holds a number other than -1, 0, 1; expected 1 where b was shown first, -1 where a was, 0
-            unknown"
+            "side holds a number other than -1, 0, 1; expected 1 where b was shown first, -1 where a was, "
+            "0 unknown"
         )
     kept = weight > 0
     if not kept.all():
         if row is None:
             row = np.arange(count)
-        row, label, weight, j, c, when, shown = (a[kept] for a in (row, label, weight, j, c, when, shown))
+        row, label, weight = row[kept], label[kept], weight[kept]
+        j, c, when, shown = j[kept], c[kept], when[kept], shown[kept]
     return Asked((pool,), row, label, [], weight, j, c, when, shown)
 
 
@@ -321,8 +322,8 @@ def distinct_rows(pool: Any) -> tuple[Integers, Integers] | None:
     rank[order] = np.arange(len(order))
     first, which = first[order], rank[which.reshape(-1)]
     for start in range(0, count, _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
-        if not np.array_equal(stored[first[which[part]]], stored[part]):
+        here = slice(start, start + _BLOCK_ROWS)
+        if not np.array_equal(stored[first[which[here]]], stored[here]):
             return None
     return first, which
 

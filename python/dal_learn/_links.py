@@ -72,9 +72,12 @@ class Link(Protocol):
         Whether l'' is never positive.
     """
 
-    shape: float | None
-    free: bool
-    concave: bool
+    @property
+    def shape(self) -> float | None: ...
+    @property
+    def free(self) -> bool: ...
+    @property
+    def concave(self) -> bool: ...
 
     def terms(self, mean: Floats, sd: Floats, label: Floats) -> Terms:
         """Means under t ~ N(mean, sd^2) of the log likelihood and its derivatives."""
@@ -235,7 +238,7 @@ class RaoKupper:
 
         def slope(eta: float) -> float:
             low, high = softplus_moments(eta - mean, sd).logistic, softplus_moments(mean + eta, sd).logistic
-            return 2 * ties / -np.expm1(-2 * eta) - float(wins @ low) - float(losses @ high)
+            return float(2 * ties / -np.expm1(-2 * eta) - wins @ low - losses @ high)
 
         return RaoKupper(_root(slope, _LEAST_THRESHOLD, _MOST_THRESHOLD), True)
 

@@ -1,9 +1,10 @@
-"""The parameters of teachers, psi = (log|beta| of the cells, position biases): prior and curvature in blocks.
+"""The parameters of teachers, psi = (log|beta| of every cell, position biases): prior, curvature in blocks.
 
 Teachers meet only through theta, so every matrix over psi is block diagonal, one block per teacher, padded to
 the largest with ones on the diagonal. With tau = `scale` and rho = `correlation` the prior is
 
-    Cov(b_jcw, b_jc'w') = (tau^2 + drift^2 min(w, w')) (rho + (1 - rho) [c = c']),    Var(bias_j) = position_bias^2
+    Cov(b_jcw, b_jc'w') = (tau^2 + drift^2 min(w, w')) (rho + (1 - rho) [c = c'])
+    Var(bias_j)         = position_bias^2
 
 a walk from round 0; rho is what the categories of a teacher have in common.
 """

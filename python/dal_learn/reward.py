@@ -1,7 +1,6 @@
 """The reward: a heterogeneous Bradley-Terry model, its rationalities fitted against the posterior of theta.
 
-    P(b preferred | difference x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta + bias_j
-    side)
+    P(b preferred | x, teacher j, category c) = lapse/2 + (1 - lapse) s(beta[j, c] x'theta + bias_j side)
 
 with theta ~ N(0, I / ridge) and log beta ~ N(0, rationality_scale^2), what a teacher's categories have in
 common included, and mean log beta = 0 over the cells (teacher, category) that have labels: (a theta, beta /
@@ -598,7 +597,7 @@ class RewardModel:
         scale = 0.5 if isinstance(self.rationality_scale, str) else float(self.rationality_scale)
         free = isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
         start = self._warm(case, warm or self.warm_start)
-        for _ in range(_EVIDENCE_STEPS if any(free) else 1):
+        for step in range(_EVIDENCE_STEPS):
             setting = self._setting(case, ridge, scale)
             start = fit_answers(
                 case.answers,
@@ -836,7 +835,7 @@ class RewardModel:
         return np.stack([middle - z * sd, middle + z * sd], axis=1)
 
     def joint_information(self) -> Any:
-        """Covariance of (theta, log rationality) of the labels so far, for the "nuisance" criterion of selection.
+        """Covariance of (theta, log rationality), for the "nuisance" criterion of selection.
 
         Returns
         -------
@@ -913,8 +912,8 @@ class RewardModel:
         alone = len(free) == 1 and len(cells.teacher) == 1  # then the anchor holds it at 1
         if not len(found) or found[0] not in free or alone:
             raise ValueError(
-                f"teacher {teacher!r} in category {category!r} is no estimated cell beside others; expected one "
-                "with labels"
+                f"teacher {teacher!r} in category {category!r} is no estimated cell beside others; expected "
+                "one with labels"
             )
         with single_threaded_blas():
             profile = _Profile(self, int(found[0]))
@@ -1352,14 +1351,8 @@ class _Case:
 
 def _carried_over(last: Fitted, before: _Case, case: _Case) -> Fitted:
     """An earlier fit on the cells and teachers of another case; new ones begin at the prior's mean."""
-    known = {
-        key: value
-        for key, value in zip(
-            zip(before.cells.teacher, before.cells.category, before.cells.round, strict=True),
-            last.rationality,
-            strict=True,
-        )
-    }
+    keys = zip(before.cells.teacher, before.cells.category, before.cells.round, strict=True)
+    known = dict(zip(keys, last.rationality, strict=True))
     keys = zip(case.cells.teacher, case.cells.category, case.cells.round, strict=True)
     beta = np.array([known.get(key, 1.0) for key in keys])
     bias = np.zeros(len(case.cells.biased))

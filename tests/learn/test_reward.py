@@ -179,7 +179,10 @@ def test_gradients_of_the_objective_are_its_differences(seed, marginal, link, si
     teachers = who if sides else np.zeros(0, int)
     blocks = TeacherBlocks.of(
         *(cells // 2, cells % 2, np.zeros(k, int), teachers),
-        **{"scale": 0.6, "correlation": rho, "drift": 0.0, "position_bias": 0.9},
+        scale=0.6,
+        correlation=rho,
+        drift=0.0,
+        position_bias=0.9,
     )
     answers = Choices(Rows(dn.Pool(rows)), row, y, v, cell, *((biased, side) if sides else ()))
     setting = Setting(0.7, blocks, np.arange(k), LINKS[link], marginal)
@@ -326,7 +329,6 @@ def test_blocks_of_labels_do_not_show(monkeypatch):
     model = RewardModel().fit(x, y, j, c)
     monkeypatch.setattr("dal_learn._labels._BLOCK_ROWS", 17)
     monkeypatch.setattr("dal_learn._answers._BLOCK", 17)
-    monkeypatch.setattr("dal_learn._moments._BLOCK", 17)
     other = RewardModel().fit(x, y, j, c)
     close(other, model)
     assert other.coef_covariance(robust=True) == pytest.approx(model.coef_covariance(robust=True), rel=1e-5)

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal_learn._links import Lapsing, Logistic
-from dal_learn._moments import softplus_moments
+from dal_learn._links import Lapsing, Logistic, softplus_moments
 
 MEANS = np.array([0, 0.1, 1, 3, 7, 12, 20, 36, 100, 700])
 MEANS = np.concatenate([MEANS, -MEANS])
