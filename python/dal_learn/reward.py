@@ -597,7 +597,7 @@ class RewardModel:
         scale = 0.5 if isinstance(self.rationality_scale, str) else float(self.rationality_scale)
         free = isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
         start = self._warm(case, warm or self.warm_start)
-        for step in range(_EVIDENCE_STEPS):
+        for _ in range(_EVIDENCE_STEPS):
             setting = self._setting(case, ridge, scale)
             start = fit_answers(
                 case.answers,
@@ -615,6 +615,7 @@ class RewardModel:
             ridge, scale = (better[0] if free[0] else ridge), (better[1] if free[1] else scale)
             if np.abs(np.log([ridge, scale]) - before).max() < _EVIDENCE:
                 break
+        assert start is not None
         return start
 
     def _warm(self, case: _Case, warm: bool) -> Fitted | None:
