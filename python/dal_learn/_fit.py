@@ -38,6 +38,7 @@ _TOO_LARGE = (
     "the information matrix is not positive definite to working precision: "
     "ridge {ridge:g} is too small for differences of this size"
 )
+_NOTHING_LEFT = 4 * float(np.finfo(np.float64).eps)  # of a pivot, for each feature
 _SAFELY_DEFINITE = 1e-3  # least diagonal of the factor of a matrix that is at most I
 _STALLED = 6
 _FLIP_PASSES = 20
@@ -218,11 +219,15 @@ class _Problem:
     def factor(self, weight: Floats, single: bool = False) -> Floats:
         """Lower Cholesky factor of r I + gram(lambda)."""
         matrix = self.answers.gram(weight, single)
-        matrix[np.diag_indices(self.d)] += self.ridge
+        diagonal = np.diag_indices(self.d)
+        matrix[diagonal] += self.ridge
+        before = matrix[diagonal]
         try:
             lower: Floats = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge)) from None
+        if not (lower[diagonal] ** 2 > _NOTHING_LEFT * self.d * before).all():  # a pivot made of rounding errors
+            raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge))
         return lower
 
     def evaluate(self, mean: Floats, psi: Floats, spread: Floats) -> Evaluation:

@@ -84,7 +84,7 @@ def joined(first: Asked, then: Asked) -> Asked:
     """
     d, more = first.pools[0].d, then.pools[0].d
     if d != more:
-        raise ValueError(f"X has {more} features; expected {d}, as in the batches before")
+        raise ValueError(f"X has {more} features, but RewardModel is expecting {d} features as input")
     row = None
     before = sum(len(pool) for pool in first.pools)
     if first.row is not None or then.row is not None:

@@ -432,12 +432,12 @@ class RewardModel:
         side: ArrayLike | None = None,
         round: ArrayLike | None = None,
     ) -> RewardModel:
-        """Learn from another batch beside all that was fitted before; the earlier X is read again, not copied.
+        """Learn from another batch beside all that was fitted before; earlier X is read again, not copied.
 
-        With many labels of many features a small batch costs a few passes over the rows instead of a whole fit:
-        how uncertain older margins are is then left as it was, as long as that is within 0.1 posterior standard
-        deviations of right (`gradient_norm_` says how far; `converged_` that everything else is within `tol`).
-        Otherwise it is `fit` on everything, begun where the last fit ended.
+        With many labels of many features a small batch costs a few passes over the rows instead of a whole
+        fit: how uncertain older margins are is then left as it was, as long as that is within 0.1 posterior
+        standard deviations of right (`gradient_norm_` says how far; `converged_` that everything else is
+        within `tol`). Otherwise it is `fit` on everything, begun where the last fit ended.
 
         Parameters
         ----------
