@@ -38,6 +38,7 @@ _TOO_LARGE = (
     "the information matrix is not positive definite to working precision: "
     "ridge {ridge:g} is too small for differences of this size"
 )
+_MOST_LOST = 1e-6
 _NOTHING_LEFT = 4 * float(np.finfo(np.float64).eps)  # of a pivot, for each feature
 _SAFELY_DEFINITE = 1e-3  # least diagonal of the factor of a matrix that is at most I
 _STALLED = 6
@@ -226,7 +227,8 @@ class _Problem:
             lower: Floats = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge)) from None
-        if not (lower[diagonal] ** 2 > _NOTHING_LEFT * self.d * before).all():  # a pivot made of rounding errors
+        pivots_hold = lower[diagonal] ** 2 > _NOTHING_LEFT * self.d * before
+        if not pivots_hold.all():  # one is made of rounding errors
             raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge))
         return lower
 
@@ -442,7 +444,13 @@ class _Problem:
 
     def slack(self, s: _State) -> float:
         """Differences of J that rounding alone can make."""
-        return _ROUNDING * (1 + abs(s.bound) + self.answers.total)
+        slack = _ROUNDING * (1 + abs(s.bound) + self.answers.total)
+        if self.marginal and s.factor is not None:  # log|S^-1| and the leverages lose what the factor is ill
+            pivot = np.diag(s.factor)
+            slack += min(
+                self.d * np.finfo(np.float64).eps * float((pivot.max() / pivot.min()) ** 2), _MOST_LOST
+            )
+        return float(slack)
 
     def start(self) -> _State:
         """theta = 0, every rationality 1, lambda its value there before anything is learnt from it."""

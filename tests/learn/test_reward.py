@@ -503,7 +503,7 @@ def test_a_fit_that_stops_early_says_so():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_ridge_that_cannot_help(method):
     x = np.outer([1.0, -2, 3, 5], np.ones(3))  # three features that say the same
-    with pytest.raises((np.linalg.LinAlgError, ConvergenceWarning), match="ridge 1e-300|did not converge"):
+    with pytest.raises(np.linalg.LinAlgError, match="ridge 1e-300 is too small for differences of this size"):
         RewardModel(method=method, ridge=1e-300).fit(x, [0, 1, 1, 0], [0, 1, 0, 1])
     sensible(RewardModel(method=method, ridge=1e-6).fit(x, [0, 1, 1, 0], [0, 1, 0, 1]))
 
