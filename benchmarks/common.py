@@ -145,6 +145,22 @@ def arguments(
     return p.pool if isinstance(p, CompletionProblem) else p.pool(), p.reward, p.rationality, p.matrix
 
 
+def joint_information(p: Problem, labels: int, prior_variance: float = 0.25) -> dn.JointInformation:
+    """The covariance after labels of random teachers on rows of the pool, every cell with labels or not."""
+    rng, x = np.random.default_rng(1), p.differences
+    d, (m, n_categories) = x.shape[1], p.rationality.shape
+    seen, teacher = rng.integers(0, len(x), labels), rng.integers(0, m, labels)
+    category = p.category[seen]
+    u, beta = x[seen] @ p.reward, p.rationality[teacher, category]
+    g = np.zeros((labels, d + m * n_categories))
+    g[:, :d] = beta[:, None] * x[seen]
+    g[np.arange(labels), d + teacher * n_categories + category] = u
+    prior = np.r_[np.ones(d), (1.0 / (prior_variance * np.square(p.rationality))).ravel()]
+    joint = np.diag(prior) + (g / (2.0 + 2.0 * np.cosh(beta * u))[:, None]).T @ g
+    cell = np.arange(m * n_categories).reshape(m, n_categories)
+    return dn.JointInformation.from_inverse(np.linalg.inv(joint), d, cell)
+
+
 class Rounds:
     """Batches from one Selector, with a refit after each that takes the labels in and moves every weight
     and theta.

@@ -177,6 +177,35 @@ class SelectCriteria(_Selection):
         self.prepare(problem, **options)
 
 
+class SelectNuisance:
+    """D_s: the rationalities are a nuisance, estimated by the same labels; beside the plug-in."""
+
+    params = ([(256, 8, 5), (50_000, 64, 20), (200_000, 128, 100)], [0, 2_000])
+    param_names = ("n, d, teachers", "labels")
+    timeout = 600
+
+    def setup(self, size, labels):
+        n, d, m = size
+        self.problem = common.pool_problem(n, d, labels=labels, m=m)
+        self.joint = common.joint_information(self.problem, labels)
+        self.arguments = common.arguments(self.problem)
+
+    def time_select(self, *_):
+        dn.select_batch(*self.arguments, BATCH, criterion="nuisance", joint=self.joint)
+
+    def time_plug_in(self, *_):
+        dn.select_batch(*self.arguments, BATCH)
+
+    def peakmem_select(self, *_):
+        self.time_select()
+
+    def track_refreshes(self, *_):
+        batch = dn.select_batch(*self.arguments, BATCH, criterion="nuisance", joint=self.joint)
+        return batch.counters["refreshes"] / len(self.arguments[0])
+
+    track_refreshes.unit = "share of the pool"
+
+
 class SelectCompletions(_Selection):
     """Pairs of the completions of each prompt; a read is of the completions."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dal_native import _dispatch, _linalg, _validate
+from dal_native import _dispatch, _linalg, _validate, nuisance
 from dal_native._reuse import Factored, certified_bound, first_unequal
 from dal_native.information import as_matrix
 from dal_native.pool import Pool, as_pool
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 #: What a pair can be worth; see `select_batch`.
-CRITERIA = ("plug_in", "optimistic")
+CRITERIA = ("plug_in", "optimistic", "nuisance")
 #: Relative rounding allowed for in the certificate, which is rounded down.
 _CERTIFICATE_ROUNDING = 1e-10
 
@@ -49,6 +49,7 @@ class SelectionProblem:
     threads: int
     progress: Callable[[int, int], object] | None
     upper: Floats | None = None  # (m, C): a weight is then the largest with beta in its interval
+    joint: nuisance.JointInformation | None = None  # the criterion is D_s; then rationality has its signs
     # of a Selector: known_scale * known_leverage[i] >= h_i at this M; where to leave bounds for the next
     known_leverage: NDArray[np.float32] | None = None  # (n,)
     known_scale: float = 1.0
@@ -77,6 +78,7 @@ class Batch:
     certificate : dict
         ``slack``: no batch gains more than ``log_det_bound`` = log_det_gain + slack;
         ``d_efficiency`` = gain / bound and ``d_efficiency_dimension`` = exp(-slack / d), rounded down.
+        Empty with the criterion "nuisance".
     """
 
     conversation: Integers
@@ -89,8 +91,9 @@ class Batch:
         return len(self.conversation)
 
     def __repr__(self) -> str:
-        gained = f"log_det_gain={self.log_det_gain:.6g}, d_efficiency={self.d_efficiency:.4g}"
-        return f"Batch({len(self)} pairs, {gained})"
+        efficiency = self.d_efficiency
+        proved = "" if efficiency is None else f", d_efficiency={efficiency:.4g}"
+        return f"Batch({len(self)} pairs, log_det_gain={self.log_det_gain:.6g}{proved})"
 
     @property
     def log_det_gain(self) -> float:
@@ -98,9 +101,12 @@ class Batch:
         return float(np.sum(self.gain))
 
     @property
-    def d_efficiency(self) -> float:
-        """Certified lower bound, in (0, 1], on this batch's gain as a share of the best possible."""
-        return self.certificate["d_efficiency"]
+    def d_efficiency(self) -> float | None:
+        """Certified lower bound, in (0, 1], on this batch's gain as a share of the best possible.
+
+        None with the criterion "nuisance", for which none is computed.
+        """
+        return self.certificate.get("d_efficiency")
 
 
 def select_batch(
@@ -119,6 +125,7 @@ def select_batch(
     optimism: float = 0.0,
     criterion: str = "plug_in",
     rationality_interval: Any = None,
+    joint: nuisance.JointInformation | None = None,
     method: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
@@ -155,13 +162,18 @@ def select_batch(
         How often one conversation may be asked in this batch, by different teachers.
     optimism : float
         k: weights use max(|u| - k sqrt(h), 0) for |u|, with h as of the batch's start.
-    criterion : {"plug_in", "optimistic"}
-        What a pair weighs: w at the rationality given, or the largest w with the rationality in its interval
-        (upper confidence on w: who may be informative is tried). Gains, M of the later picks and the
-        certificate are of these weights.
+    criterion : {"plug_in", "optimistic", "nuisance"}
+        What a pair is worth. "plug_in": log1p(w h) at the rationality given. "optimistic": the same with the
+        largest w for a rationality in its interval (upper confidence on w: who may be informative is tried);
+        gains, M of the later picks and the certificate are of these weights. "nuisance": what the label says
+        of the reward where the rationalities are estimated by the same labels (D_s): log1p(v g'A^-1 g) -
+        log1p(v g_b'(A_bb)^-1 g_b), A the joint information, g = (beta x, u e_k), v = s(beta u) s(-beta u); no
+        certificate is computed, M and optimism are not used.
     rationality_interval : array_like, (m, C, 2) or (m, 2), optional
         With "optimistic": lower and upper end of the size of each rationality, 0 <= lower <= upper. The
         weight is that at the point nearest to t* / |u|, t* = 2.3994; equal ends give the picks of "plug_in".
+    joint : JointInformation, optional
+        With "nuisance": A^-1 at the batch's start.
     method : {"auto", "lazy", "dense"}
         Same picks, other speed.
     progress : callable, optional
@@ -185,6 +197,10 @@ def select_batch(
     >>> batch = dn.select_batch([[1.0, 0.0], [0.0, 3.0]], [0.0, 0.0], [1.0, 2.0], np.eye(2), size=2)
     >>> batch.conversation, batch.teacher
     (array([1, 0]), array([1, 1]))
+    >>> none = np.zeros((2, 0)), np.zeros((0, 0))  # no teacher has answered yet
+    >>> joint = dn.JointInformation(np.eye(2), *none, cell=[-1, -1], prior_variance=0.2)
+    >>> dn.select_batch(np.eye(2), [1.0, 0.0], [1.0, 2.0], np.eye(2), 1, criterion="nuisance", joint=joint)
+    Batch(1 pairs, log_det_gain=0.693147)
     """
     problem = _problem(
         as_pool(pool),
@@ -201,11 +217,18 @@ def select_batch(
         optimism=optimism,
         criterion=criterion,
         rationality_interval=rationality_interval,
+        joint=joint,
         method=method,
         threads=threads,
         progress=progress,
     )
-    return _finish(problem, _dispatch.find("select_batch", backend)(problem))
+    return _finish(problem, _run(problem, backend))
+
+
+def _run(problem: SelectionProblem, backend: str) -> dict[str, Any]:
+    if problem.joint is None:
+        return _dispatch.find("select_batch", backend)(problem)  # type: ignore[no-any-return]
+    return nuisance.select(problem, _dispatch.find("margin", backend))
 
 
 #: From so many conversations a feature on a Selector uses what it knows; None: as the backend says.
@@ -299,15 +322,14 @@ class Selector:
         """
         pool, known = self.pool, self._known  # as of now: another thread may replace both
         problem = _problem(pool, reward, rationality, M, size, **options)
-        run = _dispatch.find("select_batch", backend)
         least = _dispatch.find("reuse_from", backend)() if _REUSE_FROM is None else _REUSE_FROM
-        if problem.method == "dense" or len(pool) < least * pool.d:
-            return _finish(problem, run(problem))
+        if problem.joint is not None or problem.method == "dense" or len(pool) < least * pool.d:
+            return _finish(problem, _run(problem, backend))
         at = Factored.of(problem.matrix, problem.factor, problem.inverse_factor)
         known = known if known is not None and known.pool is pool else None
         here = None if known is None else known.at(at)
         found = np.full(len(pool), np.inf, np.float32)  # a backend may leave nothing
-        batch = _finish(problem, run(replace(problem, known_leverage=here, leverage_out=found)))
+        batch = _finish(problem, _run(replace(problem, known_leverage=here, leverage_out=found), backend))
         if not np.isinf(found).all():
             bounds, route = _Bounds(found, at), batch.counters["stages"][0]
             self._known = _Known(pool, bounds) if known is None else known.after(bounds, route)
@@ -411,11 +433,13 @@ def _problem(
     optimism: Any = 0.0,
     criterion: Any = "plug_in",
     rationality_interval: Any = None,
+    joint: Any = None,
     method: Any = "auto",
     threads: Any = None,
     progress: Any = None,
 ) -> SelectionProblem:
-    beta = np.abs(_validate.rationality(rationality, pool.n_categories))
+    signed = _validate.rationality(rationality, pool.n_categories)
+    beta = np.abs(signed)
     m, n_categories = beta.shape
     matrix = as_matrix(M, pool.d)
     factor = _linalg.cholesky(matrix)  # refuses what is not positive definite, before any pass
@@ -429,11 +453,14 @@ def _problem(
     method = _validate.one_of(method, "method", ("auto", "lazy", "dense"))
     criterion = _validate.one_of(criterion, "criterion", CRITERIA)
     lower, upper = _intervals(criterion, rationality_interval, beta)
+    optimism = _validate.number(optimism, "optimism", 0.0)
+    _check_joint(criterion, joint, pool.d, beta.shape, optimism)
     return SelectionProblem(
         pool=pool,
         reward=_validate.reward(reward, pool.d),
-        rationality=lower,
+        rationality=lower if joint is None else signed,
         upper=upper,
+        joint=joint,
         matrix=matrix,
         factor=factor,
         size=_validate.whole(size, "size", 0),
@@ -447,7 +474,7 @@ def _problem(
         candidate_offsets=candidate_offsets,
         candidate_teacher=candidate_teacher,
         repeats=_validate.whole(repeats, "repeats", 1),
-        optimism=_validate.number(optimism, "optimism", 0.0),
+        optimism=optimism,
         method="lazy" if method == "auto" else method,
         threads=_dispatch.threads(threads),
         progress=progress,
@@ -463,6 +490,22 @@ def _intervals(criterion: str, interval: Any, beta: Floats) -> tuple[Floats, Flo
             "rationality with criterion 'optimistic', and with no other"
         )
     return (beta, None) if interval is None else _validate.rationality_interval(interval, *beta.shape)
+
+
+def _check_joint(criterion: str, joint: Any, d: int, shape: tuple[int, ...], optimism: float) -> None:
+    if (criterion == "nuisance") != isinstance(joint, nuisance.JointInformation):
+        raise ValueError(
+            f"joint is {type(joint).__name__} and criterion is {criterion!r}; expected a JointInformation "
+            "with criterion 'nuisance', and None with every other"
+        )
+    if joint is None:
+        return
+    if len(joint.theta) != d:
+        raise ValueError(f"joint has {len(joint.theta)} features; expected {d}, as the pool")
+    if joint.cell.shape not in ((shape[0],), shape):
+        raise ValueError(f"joint.cell has shape {joint.cell.shape}; expected ({shape[0]},) or {shape}")
+    if optimism != 0.0:
+        raise ValueError(f"optimism is {optimism:g}; expected 0 with criterion 'nuisance'")
 
 
 def _capacity(values: Any, m: int) -> Integers:
@@ -554,13 +597,15 @@ def _candidates(candidates: Any, n: int, m: int) -> tuple[Integers | None, Integ
 
 
 def _finish(problem: SelectionProblem, found: dict[str, Any]) -> Batch:
-    gain = float(np.sum(found["gain"]))
+    gain, certificate = float(np.sum(found["gain"])), {}
+    if problem.joint is None:
+        certificate = _certificate(gain, found["objective_total"], found["batch_total"], problem.pool.d)
     return Batch(
         conversation=found["conversation"],
         teacher=found["teacher"],
         gain=found["gain"],
         counters={**found["counters"], "exhausted": len(found["conversation"]) < problem.size},
-        certificate=_certificate(gain, found["objective_total"], found["batch_total"], problem.pool.d),
+        certificate=certificate,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dal_native.nuisance import JointInformation
 from dal_native.pool import Pool
 from dal_native.selection import Batch
 
@@ -185,11 +186,21 @@ def _extended(x: ArrayLike) -> Extended:
 
 
 def _cholesky(matrix: Extended) -> Extended:
+    """Of one matrix or of many, (..., d, d)."""
     a = matrix.copy()
-    for k in range(len(a)):
-        a[k, k] = np.sqrt(a[k, k] - np.sum(a[k, :k] ** 2))
-        a[k + 1 :, k] = (a[k + 1 :, k] - np.sum(a[k + 1 :, :k] * a[k, :k], axis=1)) / a[k, k]
+    for k in range(a.shape[-1]):
+        a[..., k, k] = np.sqrt(a[..., k, k] - np.sum(a[..., k, :k] ** 2, axis=-1))
+        below = np.sum(a[..., k + 1 :, :k] * a[..., k, None, :k], axis=-1)
+        a[..., k + 1 :, k] = (a[..., k + 1 :, k] - below) / a[..., k, k, None]
     return np.tril(a)
+
+
+def _inverse(matrix: Extended) -> Extended:
+    """Of a positive definite matrix, by its factor."""
+    factor, out = _cholesky(matrix), np.eye(len(matrix), dtype=np.longdouble)
+    for k in range(len(matrix)):
+        out[k] = (out[k] - factor[k, :k] @ out[:k]) / factor[k, k]
+    return np.asarray(out.T @ out)
 
 
 def oracle_margin(x: Floats, reward: Floats) -> Extended:
@@ -231,9 +242,10 @@ def oracle_leverage(x: Floats, matrix: ArrayLike) -> Extended:
     return np.asarray(np.sum(y * y, axis=1))
 
 
-def oracle_log_det(matrix: ArrayLike) -> np.longdouble:
-    """log det M."""
-    return np.longdouble(2 * np.sum(np.log(np.diag(_cholesky(_extended(matrix))))))
+def oracle_log_det(matrix: ArrayLike) -> Any:
+    """log det M, of one matrix or of many, (..., d, d)."""
+    diagonal = np.diagonal(_cholesky(_extended(matrix)), axis1=-2, axis2=-1)
+    return 2 * np.sum(np.log(diagonal), axis=-1)
 
 
 def oracle_gain(
@@ -366,6 +378,71 @@ class OracleGreedy:
         return float(oracle_log_det(self.matrix) - before)
 
 
+class OracleNuisance(OracleGreedy):
+    """The same by the criterion "nuisance": options ``joint``, and criterion itself.
+
+    With A the inverse of the covariance on its range, a gain is how much log det A - log det A_bb grows.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        joint: JointInformation = problem.options["joint"]
+        m, n_categories = problem.rationality.shape
+        d, known = joint.cross.shape
+        cell = np.array(joint.cell).reshape(m, -1) * np.ones((1, n_categories), np.int64)
+        single = np.arange(m)[:, None] * np.ones((1, n_categories), np.int64)  # of cells without labels
+        single = single if joint.cell.ndim == 1 else np.arange(m * n_categories).reshape(m, n_categories)
+        cell = np.where(cell < 0, known + single, cell)
+        spread = np.zeros(known + int(single.max()) + 1)
+        if joint.prior_variance is not None:
+            prior = joint.prior_variance.reshape(m, -1) * np.ones((1, n_categories))
+            spread[known + single] = prior
+        covariance = np.diag(spread)
+        covariance[:known, :known] = joint.rationality
+        value, vector = np.linalg.eigh(covariance)
+        basis = vector[:, value > 1e-10 * value.max(initial=1e-300)]
+        whole = np.zeros((d + len(spread), d + len(spread)))
+        whole[:d, :d], whole[d:, d:] = joint.theta, covariance
+        whole[:d, d : d + known], whole[d : d + known, :d] = joint.cross, joint.cross.T
+        across = _extended(np.block([[np.eye(d), np.zeros((d, basis.shape[1]))],
+                                     [np.zeros((len(spread), d)), basis]]))  # fmt: skip
+        self.d, self.matrix = d, _inverse(across.T @ _extended(whole) @ across)
+        u = oracle_margin(self.x, problem.reward)[:, None]
+        beta = problem.rationality.T[self.c]
+        at = cell.T[self.c]  # (n, m)
+        self.slope = oracle_probability(u, beta) * oracle_probability(u, -_extended(beta))
+        reward = _extended(beta)[..., None] * _extended(self.x)[:, None]
+        self.g = np.concatenate([reward, u[..., None] * _extended(basis)[at]], axis=2)  # (n, m, d + r)
+
+    def gain(self) -> Extended:
+        """Of every pair, (n, m)."""
+        g = self.g * np.sqrt(self.slope)[..., None]
+        after = self.matrix + g[..., :, None] * g[..., None, :]
+        b = slice(self.d, None)
+        whole = oracle_log_det(after) - oracle_log_det(self.matrix)
+        return np.asarray(whole - (oracle_log_det(after[..., b, b]) - oracle_log_det(self.matrix[b, b])))
+
+    def objective(self) -> Extended:
+        """exp(gain) - 1, or gain / cost, of every pair, -1 where it is not admissible now: (n, m)."""
+        gain = self.gain()
+        value = np.expm1(gain) if self.cost is None else gain / self.cost
+        open_now = self.open & (self.capacity > 0) & (self.left > 0)[:, None]
+        return np.where(open_now, np.maximum(value, 0), np.longdouble(-1))
+
+    def take(self, i: int, j: int) -> float:
+        """Add the label; its gain."""
+        gain = float(self.gain()[i, j])
+        self.matrix = self.matrix + self.slope[i, j] * np.outer(self.g[i, j], self.g[i, j])
+        self.open[i, j] = False
+        self.left[i] -= 1
+        self.capacity[j] -= 1
+        return gain
+
+
+def _oracle(problem: Problem) -> OracleGreedy:
+    return (OracleNuisance if problem.options.get("joint") is not None else OracleGreedy)(problem)
+
+
 def oracle_select(problem: Problem, size: int) -> tuple[list[tuple[int, int]], list[float]]:
     """Dense greedy over every admissible pair: picks and gains.
 
@@ -378,7 +455,7 @@ def oracle_select(problem: Problem, size: int) -> tuple[list[tuple[int, int]], l
     >>> len(picks), gains[0] > gains[1]
     (2, True)
     """
-    oracle = OracleGreedy(problem)
+    oracle = _oracle(problem)
     picks, gains = [], []
     for _ in range(size):
         value = oracle.objective()
@@ -409,7 +486,7 @@ def check_batch(batch: Batch, problem: Problem, size: int, rounding: float = 0.0
     >>> p = make_problem(n=6, d=2)
     >>> check_batch(dn.select_batch(p.pool(), p.reward, p.rationality, p.matrix, 3), p, 3)
     """
-    oracle = OracleGreedy(problem)
+    oracle = _oracle(problem)
     picks = list(zip(batch.conversation.tolist(), batch.teacher.tolist(), strict=True))
     for step, (i, j) in enumerate(picks):
         value = oracle.objective()
@@ -441,5 +518,5 @@ def log_det_gain(problem: Problem, picks: Iterable[tuple[int, int]]) -> float:
     >>> log_det_gain(make_problem(), [])
     0.0
     """
-    oracle = OracleGreedy(problem)
+    oracle = _oracle(problem)
     return float(sum(oracle.take(i, j) for i, j in picks))

@@ -19,6 +19,7 @@ ORDER = {
         ("_linalg", "_kernels"),
         ("_files",),
         ("pool",),
+        ("_pairs",),
         ("_backends", "_backends.reference", "_backends.cpu"),
         ("information",),
         ("_reuse",),

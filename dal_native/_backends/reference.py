@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack, solve_triangular
 
 from dal_native._dispatch import single_threaded_blas
+from dal_native._pairs import PEAK, TIE, admissible_pairs
 from dal_native.pool import BLOCK_NUMBERS, Pool
 
 if TYPE_CHECKING:
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: Objectives within this relative distance of the largest are tied: the smallest (conversation, teacher)
-#: wins.
-TIE = 1e-12
-#: t* = argmax t^2 s'(t), the root of t tanh(t / 2) = 2.
-PEAK = 2.3993572805154676
 #: How far a leverage kept by rank-one updates may have drifted, relative to when last computed anew.
 DRIFT = 1e-9
 
@@ -387,7 +383,7 @@ class _Greedy:
         p = self.problem
         c = self.category[rows]
         cost = np.ones((1, 1)) if p.cost is None else p.cost.T[c]
-        u, admissible = self.margin[rows], _admissible(p, rows, c)
+        u, admissible = self.margin[rows], admissible_pairs(p, rows, c)
         if p.upper is not None:
             return _largest_weights(u, p.rationality, p.upper, c), cost, admissible
         return _weights(u, p.rationality, c), cost, admissible
@@ -511,23 +507,6 @@ class _Greedy:
             w, cost, admissible = self._pairs(rows)
             values = np.where(admissible, w * h[rows][:, None] / cost, -1.0)
             yield np.sort(values, axis=1)[:, ::-1][:, :repeats].ravel()
-
-
-def _admissible(p: SelectionProblem, rows: Integers, category: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Pairs of these conversations that the problem allows at the batch's start: (k, m)."""
-    allowed: NDArray[np.bool_] = p.available.T[category] != 0
-    if p.candidate_offsets is not None and p.candidate_teacher is not None:
-        listed = np.zeros_like(allowed)
-        for k, i in enumerate(rows.tolist()):
-            listed[k, p.candidate_teacher[p.candidate_offsets[i] : p.candidate_offsets[i + 1]]] = True
-        allowed &= listed
-    if p.blocked is not None:
-        allowed[p.blocked[rows] != 0] = False
-    if p.exclude_conversation is not None and p.exclude_offsets is not None and p.exclude_teacher is not None:
-        for k in np.flatnonzero(np.isin(rows, p.exclude_conversation)).tolist():
-            at = int(np.searchsorted(p.exclude_conversation, rows[k]))
-            allowed[k, p.exclude_teacher[p.exclude_offsets[at] : p.exclude_offsets[at + 1]]] = False
-    return allowed
 
 
 def _norm(a: Floats) -> np.float64:

@@ -238,7 +238,7 @@ def test_pools_large_enough_for_a_table_of_largest_weights(costs):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"criterion": "best"}, "criterion is 'best'; expected one of 'plug_in', 'optimistic'"),
+        ({"criterion": "best"}, "criterion is 'best'; expected one of 'plug_in', 'optimistic', 'nuisance'"),
         ({"criterion": "optimistic"}, "rationality_interval is None and criterion is 'optimistic'; expected"),
         ({"rationality_interval": [[0, 1]]}, "rationality_interval is given and criterion is 'plug_in'"),
         ({"rationality_interval": [[0.0, 1.0]] * 2}, "rationality_interval has length 2; expected 1"),
@@ -261,6 +261,224 @@ def test_criteria_that_do_not_fit_are_refused(change, words):
         change = {"criterion": "optimistic", **change}
     with pytest.raises(ValueError, match=words):
         dn.select_batch(np.eye(2), np.zeros(2), [[1.0, 2.0]], np.eye(2), 1, **change)
+
+
+# ---------------------------------------------------------------------------------------------- nuisance
+
+
+def covariance(rng, p, cell, labels, prior=1.0, anchored=False, ridge=1.0):
+    """A^-1 after that many labels of any teachers; anchored: the sum of the rationalities is known."""
+    d, cells = len(p.reward), int(cell.max(initial=-1)) + 1
+    A = np.zeros((d + cells, d + cells))
+    A[:d, :d] = ridge * np.eye(d)
+    shared = 0.5 * prior * (np.eye(cells) + rng.integers(0, 2))  # a part in common, or none
+    A[d:, d:] = np.linalg.inv(shared) if cells else shared
+    answering = np.argwhere(cell >= 0)
+    for _ in range(labels if len(answering) else 0):
+        j, c = answering[rng.integers(len(answering))][[0, -1]]
+        c = c if cell.ndim == 2 else rng.integers(p.rationality.shape[1])
+        x, beta = rng.standard_normal(d), p.rationality[j, c]
+        g = np.zeros(d + cells)
+        g[:d], g[d + (cell[j, c] if cell.ndim == 2 else cell[j])] = beta * x, x @ p.reward
+        A += np.outer(g, g) / (2 + 2 * np.cosh(beta * x @ p.reward))
+    basis = np.eye(d + cells)
+    if anchored and cells:
+        known = np.r_[np.zeros(d), np.ones(cells)][None]
+        basis = np.linalg.svd(known)[2][1:].T
+    inverse = basis @ np.linalg.inv(basis.T @ A @ basis) @ basis.T
+    return (inverse + inverse.T) / 2
+
+
+def with_joint(p, rng, labels, **options):
+    """Some cells without labels, in a third of the problems one for all categories."""
+    m, n_categories = p.rationality.shape
+    cell = np.full((m,) if rng.random() < 0.3 else (m, n_categories), -1)
+    known = rng.random(cell.shape) < rng.choice([0.0, 0.6, 1.0])
+    cell[known] = rng.permutation(int(known.sum()))
+    prior, ridge = float(rng.choice([0.1, 1.0, 10.0])), float(rng.choice([1e-2, 1.0]))
+    inverse = covariance(rng, p, cell, labels, prior, bool(rng.random() < 0.4), ridge)
+    variance = rng.choice([0.05, 1.0]) if rng.random() < 0.5 else rng.uniform(0, 1, cell.shape)
+    joint = dn.JointInformation.from_inverse(inverse, len(p.reward), cell, variance)
+    return with_options(p, criterion="nuisance", joint=joint, **options)
+
+
+def joint_problem(seed, n=None, **more):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 25)) if n is None else n
+    d, m = int(rng.integers(1, 5)), int(rng.integers(1, 7))
+    p = t.make_problem(str(rng.choice(t.KINDS)), n, d, m, n_categories=2, seed=seed, **more)
+    signed = p.rationality * rng.choice([1, 1, 1, -1], p.rationality.shape)
+    p = t.Problem(p.differences, p.category, signed, p.reward, p.matrix)
+    return with_joint(p, rng, int(rng.integers(0, 40)), **random_options(rng, n, m, share=0.4))
+
+
+@given(SEEDS)
+def test_nuisance_picks_are_the_oracles(seed):
+    """Differences of log determinants of the anchored joint information, every pair at every step."""
+    p = joint_problem(seed)
+    expected, gains = t.oracle_select(p, 6)
+    for backend, method in METHODS:
+        batch = select(p, 6, backend, method=method)
+        assert picks_of(batch) == expected
+        assert batch.gain == pytest.approx(gains, rel=1e-9, abs=1e-14)
+        assert batch.counters["exhausted"] == (len(expected) < 6)
+    t.check_batch(batch, p, 6)
+
+
+@pytest.mark.parametrize("dtype_name", t.DTYPES)
+@pytest.mark.parametrize("seed", range(2))
+def test_nuisance_picks_depend_on_nothing_but_the_problem(monkeypatch, dtype_name, seed):
+    """Not on threads, blocks, backend or method, where many conversations never enter the search."""
+    p = joint_problem(seed, n=1500, dtype_name=dtype_name)
+    first = select(p, 12)
+    for block, threads, method in ((1 << 16, 3, "lazy"), (64, 1, "lazy"), (1 << 10, 2, "dense")):
+        monkeypatch.setattr(dn.nuisance, "_BLOCK", block)
+        batch = select(p, 12, threads=threads, method=method)
+        assert picks_of(batch) == picks_of(first)
+        assert batch.gain.tobytes() == first.gain.tobytes()
+    assert picks_of(select(p, 12, "reference")) == picks_of(first)
+    selector = dn.Selector(p.pool())
+    for _ in range(2):
+        batch = selector.select(p.reward, p.rationality, p.matrix, 12, **p.options)
+        assert picks_of(batch) == picks_of(first)
+
+
+def test_the_lazy_search_looks_at_few_conversations():
+    rng = np.random.default_rng(0)
+    p = t.make_problem("power_law", 20_000, 8, 5, 2, seed=1)
+    cell = np.arange(10).reshape(5, 2)
+    joint = dn.JointInformation.from_inverse(covariance(rng, p, cell, 300), 8, cell)
+    batch = select(with_options(p, criterion="nuisance", joint=joint), 20)
+    assert batch.counters["refreshes"] < 20_000
+    assert batch.counters["rows_rescored"] < 400
+
+
+def test_rationalities_known_for_sure_are_no_nuisance():
+    """Without variance the criterion is the plug-in, M the inverse of the reward's covariance."""
+    p = t.make_problem("power_law", 200, 5, 6, 2, seed=3)
+    rng = np.random.default_rng(0)
+    options = random_options(rng, 200, 6)
+    joint = dn.JointInformation(
+        np.linalg.inv(p.matrix), np.zeros((5, 0)), np.zeros((0, 0)), np.full((6, 2), -1), 0.0
+    )
+    batch = select(with_options(p, criterion="nuisance", joint=joint, **options), 15)
+    plug_in = select(with_options(p, **options), 15)
+    assert picks_of(batch) == picks_of(plug_in)
+    assert batch.gain == pytest.approx(plug_in.gain, rel=1e-9)
+
+
+def test_what_a_nuisance_batch_gains_is_in_the_covariance_of_the_reward():
+    rng = np.random.default_rng(1)
+    p = t.make_problem("isotropic", 60, 4, 5, 2, seed=2)
+    cell = np.arange(10).reshape(5, 2)
+    before = covariance(rng, p, cell, 100)
+    joint = dn.JointInformation.from_inverse(before, 4, cell)
+    batch = select(with_options(p, criterion="nuisance", joint=joint), 12)
+    A = np.linalg.inv(before)
+    for i, j in picks_of(batch):
+        x, beta = p.differences[i], p.rationality[j, p.category[i]]
+        g = np.r_[beta * x, np.zeros(10)]
+        g[4 + cell[j, p.category[i]]] = x @ p.reward
+        A += np.outer(g, g) / (2 + 2 * np.cosh(beta * x @ p.reward))
+    after = np.linalg.inv(A)[:4, :4]
+    grown = np.linalg.slogdet(before[:4, :4])[1] - np.linalg.slogdet(after)[1]
+    assert batch.log_det_gain == pytest.approx(grown, rel=1e-9)
+    assert (batch.d_efficiency, batch.certificate) == (None, {})
+    assert repr(batch) == f"Batch(12 pairs, log_det_gain={batch.log_det_gain:.6g})"
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_nuisance_ties_go_to_the_first_pair(backend):
+    rows = np.tile(np.random.default_rng(0).standard_normal(3), (50, 1))
+    joint = dn.JointInformation(np.eye(3), np.zeros((3, 0)), np.zeros((0, 0)), [-1, -1], 0.3)
+    options = {"criterion": "nuisance", "joint": joint, "backend": backend}
+    arguments = (rows, [0.1, 0.2, 0.3], [1.5, 1.5], np.eye(3))
+    assert picks_of(dn.select_batch(*arguments, 1, **options)) == [(0, 0)]
+    batch = dn.select_batch(*arguments, 30, available=[False, True], **options)
+    assert picks_of(batch) == [(i, 1) for i in range(30)]
+    nothing = dn.select_batch(np.zeros((4, 3)), *arguments[1:], 3, **options)
+    assert picks_of(nothing) == [(0, 0), (1, 0), (2, 0)]
+    assert nothing.log_det_gain == 0.0
+
+
+def test_nuisance_batches_from_completions_and_files(tmp_path):
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((90, 6)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    joint = dn.JointInformation(np.eye(6), np.zeros((6, 0)), np.zeros((0, 0)), [-1] * 4, [0.1, 0.2, 0.3, 0.4])
+    arguments = (rng.standard_normal(6), rng.lognormal(0, 0.7, 4), np.eye(6), 10)
+    options = {"criterion": "nuisance", "joint": joint, "repeats": 2}
+    streamed = dn.Pool.open(tmp_path / "rows.npy", working_memory=1 << 20)
+    by_file = dn.select_batch(streamed, *arguments, threads=2, **options)
+    assert picks_of(by_file) == picks_of(dn.select_batch(rows, *arguments, **options))
+    pool = dn.Pool.from_completions(rows, np.arange(0, 91, 3))
+    differences = pool.take(np.arange(len(pool)))
+    by_pairs = dn.select_batch(pool, *arguments, **options)
+    assert picks_of(by_pairs) == picks_of(dn.select_batch(differences, *arguments, **options))
+
+
+def test_nuisance_tells_its_progress_and_may_be_stopped():
+    p = joint_problem(3, n=20)
+    told = []
+    batch = select(p, 4, progress=lambda done, size: told.append((done, size)))
+    assert told == [(k + 1, 4) for k in range(len(batch))]
+
+    def stop(done, size):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        select(p, 4, progress=stop)
+    assert len(select(p, 0)) == 0
+
+
+NUISANCE = {
+    "criterion": "nuisance",
+    "joint": dn.JointInformation(np.eye(2), np.zeros((2, 1)), [[1.0]], [[0, -1]], 1.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"joint": None}, "joint is NoneType and criterion is 'nuisance'; expected a JointInformation"),
+        ({"joint": np.eye(3)}, "joint is ndarray and criterion is 'nuisance'"),
+        ({"criterion": "plug_in"}, "joint is JointInformation and criterion is 'plug_in'; expected"),
+        ({"rationality_interval": [[0.0, 1.0]]}, "rationality_interval is given and criterion is 'nuisance'"),
+        ({"optimism": 1.0}, "optimism is 1; expected 0 with criterion 'nuisance'"),
+        (
+            {"joint": dn.JointInformation(np.eye(3), np.zeros((3, 1)), [[1.0]], [[0, 0]])},
+            "joint has 3 features; expected 2, as the pool",
+        ),
+        (
+            {"joint": dn.JointInformation(np.eye(2), np.zeros((2, 1)), [[1.0]], [[0], [0]])},
+            r"joint.cell has shape \(2, 1\); expected \(1,\) or \(1, 2\)",
+        ),
+        (
+            {"joint": dn.JointInformation(np.eye(2), [[2.0], [0.0]], [[1.0]], [[0, 0]])},
+            "joint is not a covariance: cross is larger than theta and rationality allow",
+        ),
+    ],
+)
+def test_joint_informations_that_do_not_fit_the_selection_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        dn.select_batch(np.eye(2), np.zeros(2), [[1.0, 2.0]], np.eye(2), 1, **{**NUISANCE, **change})
+
+
+def test_what_nuisance_cannot_serve_is_an_error():
+    joint = dn.JointInformation(np.diag([1.0, -1.0]), np.zeros((2, 1)), [[1.0]], [0])
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        dn.select_batch(np.eye(2), np.zeros(2), [1.0], np.eye(2), 1, criterion="nuisance", joint=joint)
+    rows = np.ones((5, 2))
+    rows[3] = 1e200
+    arguments = ([1.0], np.eye(2), 2)
+    options = {
+        "criterion": "nuisance",
+        "joint": dn.JointInformation(np.eye(2), np.zeros((2, 1)), [[1.0]], [0]),
+    }
+    with pytest.raises(ValueError, match="gain of conversation 3 is not finite"):
+        dn.select_batch(rows, np.zeros(2), *arguments, **options)
+    with pytest.raises(ValueError, match="margin of conversation 3 is not finite"):
+        dn.select_batch(rows, [1e200, 1e200], *arguments, **options)
 
 
 # --------------------------------------------------------------------------------- the joint information
