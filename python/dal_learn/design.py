@@ -531,8 +531,8 @@ def dual(state: DesignState, size: int, rng: np.random.Generator) -> Picks:
     batch = _exact_batch(state, size, *given, **options)
     chosen = np.asarray(batch.conversation, np.int64), np.asarray(batch.teacher, np.int64)
     if state.criterion == "plug_in":
-        return Picks(*chosen, np.asarray(batch.gain, np.float64), float(batch.d_efficiency))
-    return _with_gain(state, *chosen, float(batch.d_efficiency))
+        return Picks(*chosen, np.asarray(batch.gain, np.float64), batch.d_efficiency)
+    return _with_gain(state, *chosen, batch.d_efficiency)
 
 
 def oracle(state: DesignState, size: int, rng: np.random.Generator) -> Picks:
