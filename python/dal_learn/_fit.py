@@ -48,6 +48,7 @@ _HEAVY = 2e9  # U d^2 beyond which a new S costs more than a few passes over the
 _SAMPLE_STEP, _SAMPLE_TOL = 16, 3.0  # one answer in so many for a rough fit first
 _STRETCH = (0.5, 4.0)
 _QUICK = 0.2  # a gradient that shrinks less than to this share wants new second derivatives
+_OLDEST = 0.02  # share of the directions that later batches may determine before a whole fit
 _STALE = 0.1  # posterior standard deviations by which an older spread may be off in a later batch
 _CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
 _NEWTON_STEPS = 30
@@ -117,6 +118,8 @@ class Fitted:
     converged : bool
     reason : str
         Why it stopped short; empty when converged.
+    stale : float
+        Share of the d directions that answers taken in since `spread` was formed determine.
     """
 
     mean: Floats
@@ -133,6 +136,7 @@ class Fitted:
     iterations: int
     converged: bool
     reason: str
+    stale: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------ one state
@@ -619,7 +623,7 @@ def refit_answers(
     """Take a later batch into a fit to many answers, in a few passes over the rows.
 
     S^-1 gets the new answers' share; how much each older margin varies under it is left as it was, as long as
-    that is within _STALE posterior standard deviations of right.
+    the new answers determine little of theta (_OLDEST) and no lambda wants to move far (_STALE).
 
     Parameters
     ----------
@@ -652,6 +656,9 @@ def refit_answers(
     weight[:old] = start.curvature
     added = np.zeros(answers.rows.n)
     added[rows:] = answers.of_rows(np.where(np.arange(len(weight)) < old, 0.0, weight))[rows:]
+    older = start.stale + float(np.maximum(added[rows:], 0.0) @ spread[rows:]) / problem.d
+    if older > _OLDEST:
+        return None
     matrix = start.factor @ start.factor.T + (new.T * added[rows:]) @ new
     lower = scipy.linalg.cholesky(matrix, lower=True)
     white = _solve(lower, new.T)
@@ -679,6 +686,7 @@ def refit_answers(
         iterations=1,
         converged=True,
         reason="",
+        stale=older,
     )
     return _finished(problem, fitted, settled, None)
 

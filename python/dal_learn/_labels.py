@@ -36,7 +36,6 @@ _LARGEST_FEATURE = 1e50
 _LARGEST_WEIGHT = 1e20
 _MOST_CELLS = 10**8
 _BLOCK_ROWS = 2048
-_FEW = 2  # columns in which rows mostly differ already
 _SMALL = 2**26  # bytes of distinct rows that may always be copied
 _FEW_ROWS = 16_384  # of a batch that the next one may still be added to
 _STORED = (np.float32, np.float16)
@@ -143,9 +142,11 @@ class Cells:
 def cells_of(asked: Asked, drifting: bool, biased: bool) -> Cells:
     """Sort answers into cells; one round only unless rationalities drift."""
     rounds = asked.round if drifting else np.zeros(asked.count, np.int64)
-    key = np.stack([asked.teacher, asked.category, rounds])
-    (j, c, when), of_answer = np.unique(key, axis=1, return_inverse=True)
-    of_answer = of_answer.reshape(-1)
+    kinds, times = int(asked.category.max(initial=0)) + 1, int(rounds.max(initial=0)) + 1
+    if (int(asked.teacher.max(initial=0)) + 1) * kinds * times > np.iinfo(np.int64).max:
+        raise ValueError(f"round reaches {times - 1}; expected rounds counted from 0")
+    key, of_answer = np.unique((asked.teacher * kinds + asked.category) * times + rounds, return_inverse=True)
+    j, c, when = key // times // kinds, key // times % kinds, key % times
     if not biased:
         return Cells(j, c, when, of_answer, np.zeros(0, np.int64), None)
     who, bias_of_answer = np.unique(asked.teacher, return_inverse=True)
@@ -306,7 +307,7 @@ def distinct_rows(pool: Any) -> tuple[Integers, Integers] | None:
         return None
     count, d = stored.shape
     bits = np.dtype(f"u{stored.dtype.itemsize}")
-    if len(np.unique(np.ascontiguousarray(stored[:, :_FEW]), axis=0)) == count:
+    if len(np.unique(stored[:, 0])) == count:  # one column tells them apart: as a rule
         return None
     constants = np.random.Generator(np.random.Philox(0)).integers(2**63, size=d, dtype=np.uint64) * 2 + 1
     total = np.empty(count, np.uint64)

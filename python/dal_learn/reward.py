@@ -435,9 +435,10 @@ class RewardModel:
         """Learn from another batch beside all that was fitted before; earlier X is read again, not copied.
 
         With many labels of many features a small batch costs a few passes over the rows instead of a whole
-        fit: how uncertain older margins are is then left as it was, as long as that is within 0.1 posterior
-        standard deviations of right (`gradient_norm_` says how far; `converged_` that everything else is
-        within `tol`). Otherwise it is `fit` on everything, begun where the last fit ended.
+        fit: how much older margins vary under the posterior is then left as it was, as long as the batches
+        since the last whole fit determine less than 2 % of theta's directions (sum of weight times leverage,
+        over d). `converged_` says that everything else is within `tol`, `gradient_norm_` how far that
+        shortcut leaves it. Otherwise it is `fit` on everything, begun where the last fit ended.
 
         Parameters
         ----------
