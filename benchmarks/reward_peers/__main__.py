@@ -9,9 +9,10 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.peers import environments
-from benchmarks.reward_peers import beside, simulated, target
+from benchmarks.reward_peers import beside, recorded, simulated, target
 
-PARTS = ("items", "features", "target")
+SETS = ("llmbar", "pandalm", "mtbench_human", "ukp_convarg", "tulu_human")
+PARTS = ("items", "features", "target", "data")
 
 
 def size(text: str) -> tuple[int, ...]:
@@ -32,6 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", nargs="*", choices=list(beside.PEERS), default=list(beside.PEERS))
     parser.add_argument("--seeds", type=int, default=5, help="crowds of each size")
+    parser.add_argument(
+        "--data", type=Path, default=common.ROOT.parent / "shared" / "data", help="folder of the data sets"
+    )
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--cache", type=Path, help="folder that remembers encoded texts")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for the target")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take to answer")
     parser.add_argument(
@@ -64,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = dict(common.provenance())
+    if part == "data":
+        return report | {"sets": data(wanted)}
     if part == "target":
         shape = wanted.sizes[0] if wanted.sizes else target.SIZE
         return report | target.measure(shape, wanted.pairs, wanted.limit, wanted.environments)
@@ -74,7 +82,26 @@ def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def data(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Every wanted data set by every scheme, or why not."""
+    found: dict[str, Any] = {}
+    for name in wanted.sets:
+        folder = wanted.data / name
+        if not folder.is_dir():
+            found[name] = {"skipped": "its folder is not there"}
+            continue
+        found[name] = {
+            scheme: recorded.measure(
+                folder, scheme, wanted.only, wanted.limit, wanted.environments, wanted.cache
+            )
+            for scheme in recorded.SCHEMES
+        }
+    return found
+
+
 def markdown(part: str, report: dict[str, Any]) -> str:
+    if part == "data":
+        return recorded.markdown(report)
     return target.markdown(report) if part == "target" else simulated.markdown(part, report)
 
 

@@ -47,6 +47,23 @@ def ours(fit: Callable[[], Learnt]) -> dict[str, Any]:
     return arrays({"seconds": took, "grown_bytes": grown, **told(learnt)})
 
 
+def answer(
+    peer: Peer, given: Comparisons | Differences, limit: float, environments: Path | None
+) -> dict[str, Any]:
+    """What the peer learns, once.
+
+    Raises
+    ------
+    Failed
+        With what the peer said.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        exchange.hand_over(Path(name), given)
+        with Running(peer, Path(name), limit, environments) as running:
+            running.answer()
+            return arrays(running.run())
+
+
 def in_turn(
     peer: Peer,
     given: Comparisons | Differences,

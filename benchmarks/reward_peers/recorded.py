@@ -1,0 +1,282 @@
+"""Votes of real teachers: how well held-out ones are predicted, and whether knowing the teacher helps.
+
+Five folds, so that every vote is held out once. By *prompt*: the votes on a fifth of the prompts, new to the
+models. By *vote*: a fifth of the answers (pair, teacher); scored where another answer on the pair was seen.
+Ties are left out. Every fold's ridge is the one with which the model of one rationality predicts best within
+the rest: one ridge for all models, chosen for the one that knows nothing of teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import common
+from benchmarks.reward_peers import beside, measures, ours
+from benchmarks.reward_peers.problems import Comparisons, Differences, Learnt
+from dal_learn import sources
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+FOLDS = 5
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+SCHEMES = {"prompt": "prompts held out", "vote": "votes held out, pairs known"}
+BASE = "ours, one rationality"
+#: What each of our models knows, and its options.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    BASE: ("nothing", {}),
+    "ours, per teacher": ("teacher", {}),
+    "ours, per teacher and category": ("teacher x category", {}),
+    "ours, per teacher, signed": ("teacher", {"signed": True}),
+    "ours, per teacher and category, signed": ("teacher x category", {"signed": True}),
+    "ours, per teacher, lapse 0.1": ("teacher", {"lapse": 0.1}),
+}
+ITEM_MODELS: dict[str, dict[str, Any]] = {
+    "ours on items, one rationality": {"method": "homogeneous"},
+    "ours on items, per teacher": {},
+}
+#: A table of conversations x teachers with more cells is not asked of scikit-activeml, which holds several.
+LARGEST_TABLE = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Votes without ties on n pairs."""
+
+    rows: Floats  # (n, d)
+    pair: Integers  # (n, 2): completions
+    prompt: Integers  # (n,)
+    kind: Integers  # (n,): category
+    conversation: Integers  # (T,)
+    teacher: Integers  # (T,)
+    choice: Floats  # (T,)
+    completions: int
+    teachers: int
+    categories: int
+    ties: int  # left out
+
+    def problem(self, seen: NDArray[np.bool_], held: NDArray[np.bool_], ridge: float) -> Differences:
+        i = self.conversation
+        return Differences(
+            self.rows,
+            i[seen],
+            self.choice[seen],
+            self.teacher[seen],
+            self.kind[i[seen]],
+            i[held],
+            self.teacher[held],
+            self.kind[i[held]],
+            self.teachers,
+            self.categories,
+            ridge,
+        )
+
+    def item_problem(self, seen: NDArray[np.bool_], held: NDArray[np.bool_], ridge: float) -> Comparisons:
+        pair = self.pair[self.conversation]
+        return Comparisons(
+            pair[seen],
+            self.choice[seen],
+            self.teacher[seen],
+            pair[held],
+            self.teacher[held],
+            self.completions,
+            self.teachers,
+            ridge,
+        )
+
+
+def read(folder: Path, cache: Path | None = None, encoder: str = "offline") -> Votes:
+    """A folder of the layout of `dal_learn.sources.read_folder`, with sentence vectors of the responses."""
+    recording = sources.read_folder(folder, encoder=encoder, cache=cache)
+    c, v = recording.conversations, recording.votes
+    assert v is not None and c.pairs is not None and c.completions is not None
+    told = v.label != 0.5
+    return Votes(
+        c.differences(),
+        c.pairs,
+        c.prompt,
+        c.category,
+        v.conversation[told],
+        v.teacher[told],
+        v.label[told],
+        len(c.completions),
+        len(v.teacher_names),
+        c.n_categories,
+        int((~told).sum()),
+    )
+
+
+def folds(votes: Votes, scheme: str, seed: int, count: int = FOLDS) -> Integers:
+    """Which fold each vote is held out in, (T,): votes of a prompt, or of a pair and teacher, in one fold."""
+    if scheme == "prompt":
+        group = votes.prompt[votes.conversation]
+    else:
+        group = votes.conversation * votes.teachers + votes.teacher
+    names, index = np.unique(group, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) % count)[index]
+
+
+def known(votes: Votes, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Votes on pairs that have a seen vote, (T,)."""
+    return np.isin(votes.conversation, votes.conversation[seen])
+
+
+def best_ridge(votes: Votes, scheme: str, seen: NDArray[np.bool_], seed: int) -> float:
+    """The ridge by which one rationality predicts a quarter of the seen votes best from the rest."""
+    inner = folds(votes, scheme, seed, 4) == 0
+    losses = []
+    for ridge in RIDGES:
+        learnt = ours.on_differences(votes.problem(seen & ~inner, seen & inner, ridge), "nothing")()
+        losses.append(measures.log_loss(learnt.chance(), votes.choice[seen & inner]).mean())
+    return RIDGES[int(np.argmin(losses))]
+
+
+def measure(
+    folder: Path,
+    scheme: str,
+    wanted: list[str],
+    limit: float,
+    environments: Path | None = None,
+    cache: Path | None = None,
+    encoder: str = "offline",
+) -> dict[str, Any]:
+    """Every model and wanted peer on one data set, votes held out by one scheme.
+
+    Returns
+    -------
+    dict
+        Ready for JSON.
+    """
+    votes = read(folder, cache, encoder)
+    fold = folds(votes, scheme, seed=0)
+    chances: dict[str, Floats] = {}
+    failed: dict[str, str] = {}
+    ridges, scored = [], np.zeros(len(fold), bool)
+    for k in range(FOLDS):
+        seen = fold != k
+        held = (fold == k) & (known(votes, seen) if scheme == "vote" else True)
+        scored |= held
+        ridges.append(best_ridge(votes, scheme, seen, seed=k + 1))
+        for name, predict in _predictors(votes, scheme, seen, held, ridges[-1], wanted, failed):
+            answer = predict(limit, environments)
+            if isinstance(answer, str):
+                failed[name] = answer
+                chances.pop(name, None)
+                continue
+            chances.setdefault(name, np.full(len(fold), np.nan))[held] = answer
+        common.say(f"{folder.name}, by {scheme}, fold {k + 1} of {FOLDS}, ridge {ridges[-1]:g}")
+    choice, prompt = votes.choice[scored], votes.prompt[votes.conversation[scored]]
+    chances = {name: chance[scored] for name, chance in chances.items()}
+    return {
+        "votes": int(scored.sum()),
+        "ties": votes.ties,
+        "teachers": votes.teachers,
+        "prompts": len(np.unique(prompt)),
+        "pairs": len(np.unique(votes.conversation[scored])),
+        "ridges": ridges,
+        "models": measures.described(chances, choice, prompt, BASE),
+        "curves": {name: measures.curve(chances[name], choice) for name in list(MODELS)[:3]},
+        "failed": failed,
+    }
+
+
+Predictor = Callable[[float, Path | None], "Floats | str"]
+
+
+def _predictors(
+    votes: Votes,
+    scheme: str,
+    seen: NDArray[np.bool_],
+    held: NDArray[np.bool_],
+    ridge: float,
+    wanted: list[str],
+    failed: dict[str, str],
+) -> list[tuple[str, Predictor]]:
+    """What predicts the held-out votes: ours, then the wanted peers that have not failed before."""
+    given = votes.problem(seen, held, ridge)
+    found: list[tuple[str, Predictor]] = [
+        (name, _own(ours.on_differences(given, knows, **options)))
+        for name, (knows, options) in MODELS.items()
+    ]
+    peers = dict.fromkeys(beside.FEATURE_PEERS, given)
+    if scheme == "vote":  # scores say something of known completions only
+        items = votes.item_problem(seen, held, 1.0)
+        found += [(name, _own(ours.on_items(items, **options))) for name, options in ITEM_MODELS.items()]
+        peers |= dict.fromkeys(beside.ITEM_PEERS, items)
+    found += [
+        (name, _peer(name, problem))
+        for name, problem in peers.items()
+        if name in wanted and name not in failed
+    ]
+    return found
+
+
+def _own(fit: Callable[[], Learnt]) -> Predictor:
+    return lambda limit, environments: np.asarray(fit().chance())
+
+
+def _peer(name: str, problem: Comparisons | Differences) -> Predictor:
+    def predict(limit: float, environments: Path | None) -> Floats | str:
+        if isinstance(problem, Differences) and beside.PEERS[name].module == "scikit_activeml":
+            cells = len(problem.rows) * problem.teachers
+            if cells > LARGEST_TABLE:
+                return f"holds several tables of conversations x teachers, here of {cells:,} cells"
+        try:
+            return np.asarray(beside.answer(beside.PEERS[name], problem, limit, environments)["chance"])
+        except beside.Failed as reason:
+            return str(reason)
+
+    return predict
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+
+def _value(found: dict[str, Any], digits: int, percent: bool = False) -> str:
+    scale, unit = (100, " %") if percent else (1, "")
+    low, high = (f"{scale * end:.{digits}f}" for end in found["interval"])
+    return f"{scale * found['value']:.{digits}f}{unit} [{low}, {high}]"
+
+
+def _change(found: dict[str, Any], digits: int) -> str:
+    low, high = (f"{end:+.{digits}f}" for end in found["change_interval"])
+    return f"{found['change']:+.{digits}f} [{low}, {high}]"
+
+
+HEAD = ("model", "log-loss", "change from one rationality", "accuracy", "calibration error")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table for each data set and scheme, with where they come from."""
+    parts = [common.source(report)]
+    for name, schemes in report["sets"].items():
+        if "skipped" in schemes:
+            parts.append(f"**{name}**: skipped, {schemes['skipped']}.")
+            continue
+        for scheme, found in schemes.items():
+            lines = [
+                (
+                    model,
+                    _value(each["log_loss"], 4),
+                    "" if model == BASE else _change(each["log_loss"], 4),
+                    _value(each["accuracy"], 1, percent=True),
+                    _value(each["calibration"], 3),
+                )
+                for model, each in found["models"].items()
+            ]
+            lines += [
+                (model, f"no figure: {reason}", "", "", "") for model, reason in found["failed"].items()
+            ]
+            words = (
+                f"**{name}, {SCHEMES[scheme]}**: {found['votes']:,} votes of {found['teachers']:,} teachers "
+                f"on {found['pairs']:,} pairs of {found['prompts']:,} prompts ({found['ties']:,} ties left "
+                f"out); ridge {', '.join(f'{ridge:g}' for ridge in found['ridges'])}."
+            )
+            parts.append(f"{words}\n\n{common.table(HEAD, lines)}")
+    return "\n\n".join(parts)
