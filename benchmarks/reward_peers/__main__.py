@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--data", type=Path, default=common.ROOT.parent / "shared" / "data", help="folder of the data sets"
     )
     parser.add_argument("--sets", nargs="+", default=list(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--encoder", default="offline", help="what makes vectors of the texts")
     parser.add_argument("--cache", type=Path, help="folder that remembers encoded texts")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for the target")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take to answer")
@@ -56,11 +57,20 @@ def main(arguments: list[str] | None = None) -> None:
     known: dict[str, Any] = {}
     if wanted.out and wanted.out.exists():
         known = json.loads(wanted.out.read_text(encoding="utf-8"))
+
+    def keep() -> None:
+        if wanted.out:
+            wanted.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
     for part in parts:
-        if not wanted.render:
+        if not wanted.render and part == "data":
+            known.setdefault(part, {})
+            for name in wanted.sets:
+                known[part][name] = data(name, wanted)
+                keep()
+        elif not wanted.render:
             known[part] = measure(part, wanted)
-            if wanted.out:
-                wanted.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            keep()
         if part in known:
             text = markdown(part, known[part])
             common.say("\n" + text)
@@ -70,8 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = dict(common.provenance())
-    if part == "data":
-        return report | {"sets": data(wanted)}
     if part == "target":
         shape = wanted.sizes[0] if wanted.sizes else target.SIZE
         return report | target.measure(shape, wanted.pairs, wanted.limit, wanted.environments)
@@ -82,21 +90,20 @@ def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def data(wanted: argparse.Namespace) -> dict[str, Any]:
-    """Every wanted data set by every scheme, or why not."""
-    found: dict[str, Any] = {}
-    for name in wanted.sets:
-        folder = wanted.data / name
-        if not folder.is_dir():
-            found[name] = {"skipped": "its folder is not there"}
-            continue
-        found[name] = {
-            scheme: recorded.measure(
-                folder, scheme, wanted.only, wanted.limit, wanted.environments, wanted.cache
-            )
-            for scheme in recorded.SCHEMES
+def data(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
+    """A data set by every scheme, or why not."""
+    folder = wanted.data / name
+    if not folder.is_dir():
+        return {
+            "skipped": f"there is no folder {name} beside the clone, in {'/'.join(wanted.data.parts[-2:])}"
         }
-    return found
+    schemes = {
+        scheme: recorded.measure(
+            folder, scheme, wanted.only, wanted.limit, wanted.environments, wanted.cache, wanted.encoder
+        )
+        for scheme in recorded.SCHEMES
+    }
+    return common.provenance() | {"schemes": schemes}
 
 
 def markdown(part: str, report: dict[str, Any]) -> str:

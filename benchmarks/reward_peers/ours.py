@@ -16,6 +16,9 @@ def facts(model: dl.RewardModel) -> dict[str, Any]:
         "iterations": int(model.n_iter_),
         "converged": bool(model.converged_),
         "gradient_in_sd": float(model.gradient_norm_),
+        "ridge": float(model.ridge_),
+        "rationality_scale": float(model.rationality_scale_),
+        "lapse": float(model.lapse_),
     }
 
 
@@ -70,14 +73,17 @@ def on_differences(
         options = {"method": "homogeneous", **options}
 
     def fit() -> Learnt:
-        model = dl.RewardModel(given.ridge, **options)
-        model.fit(rows, given.choice, given.teacher, category, n_teachers=given.teachers, n_categories=kinds)
+        model = dl.RewardModel(**{"ridge": given.ridge, **options})
+        labels = (rows, given.choice, given.teacher, category)
+        model.fit(*labels, n_teachers=given.teachers, n_categories=kinds, side=given.side)
         log_rationality = np.log(np.abs(model.rationality_))
         log_rationality = np.repeat(log_rationality, given.categories // kinds, axis=1).ravel()
 
         def chance() -> np.ndarray:
             held = np.asarray(given.rows)[given.held_conversation]
-            return np.asarray(model.predict_proba(held, given.held_teacher, held_category)[:, 1])
+            side = given.held_side if model.position_bias else None
+            found = model.predict_proba(held, given.held_teacher, held_category, side)
+            return np.asarray(found[:, -1] / (found[:, 0] + found[:, -1]))  # given that it is no tie
 
         return _learnt(model, chance, log_rationality)
 

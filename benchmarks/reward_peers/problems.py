@@ -35,12 +35,14 @@ class Differences:
 
     rows: np.ndarray  # (n, d): phi(b) - phi(a) of every conversation
     conversation: np.ndarray  # (T,): which row was asked about
-    choice: np.ndarray  # (T,): 1 where b was preferred, else 0
+    choice: np.ndarray  # (T,): 1 where b was preferred, else 0; for peers never 0.5, a tie
     teacher: np.ndarray  # (T,)
     category: np.ndarray  # (T,)
+    side: np.ndarray  # (T,): 1 where b was shown first, -1 where a was, 0 where nobody knows
     held_conversation: np.ndarray  # (H,)
     held_teacher: np.ndarray  # (H,)
     held_category: np.ndarray  # (H,)
+    held_side: np.ndarray  # (H,)
     teachers: int
     categories: int
     ridge: float  # prior precision of theta

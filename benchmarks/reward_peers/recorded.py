@@ -2,8 +2,8 @@
 
 Five folds, so that every vote is held out once. By *prompt*: the votes on a fifth of the prompts, new to the
 models. By *vote*: a fifth of the answers (pair, teacher); scored where another answer on the pair was seen.
-Ties are left out. Every fold's ridge is the one with which the model of one rationality predicts best within
-the rest: one ridge for all models, chosen for the one that knows nothing of teachers.
+Ties are left out, but where they are modelled. The ridge of a fold is the one by which the model of one
+rationality predicts best within the rest: for all models the same, chosen for the one that knows nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 FOLDS = 5
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 SCHEMES = {"prompt": "prompts held out", "vote": "votes held out, pairs known"}
 BASE = "ours, one rationality"
 #: What each of our models knows, and its options.
@@ -35,19 +35,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, per teacher and category": ("teacher x category", {}),
     "ours, per teacher, signed": ("teacher", {"signed": True}),
     "ours, per teacher and category, signed": ("teacher x category", {"signed": True}),
-    "ours, per teacher, lapse 0.1": ("teacher", {"lapse": 0.1}),
+    "ours, per teacher, lapse fitted": ("teacher", {"lapse": "fit"}),
+    "ours, per teacher, ties modelled": ("teacher", {"ties": True}),
+    "ours, per teacher, position bias": ("teacher", {"position_bias": 1.0}),
+    "ours, per teacher, evidence": ("teacher", {"ridge": "evidence", "rationality_scale": "evidence"}),
 }
 ITEM_MODELS: dict[str, dict[str, Any]] = {
     "ours on items, one rationality": {"method": "homogeneous"},
     "ours on items, per teacher": {},
 }
+#: Sets in which every teacher was asked twice: repetition 0 with a shown first, repetition 1 with b.
+BOTH_ORDERS = ("llmbar",)
 #: A table of conversations x teachers with more cells is not asked of scikit-activeml, which holds several.
 LARGEST_TABLE = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Votes without ties on n pairs."""
+    """Votes on n pairs, ties among them."""
 
     rows: Floats  # (n, d)
     pair: Integers  # (n, 2): completions
@@ -56,29 +61,40 @@ class Votes:
     conversation: Integers  # (T,)
     teacher: Integers  # (T,)
     choice: Floats  # (T,)
+    side: Integers  # (T,)
     completions: int
     teachers: int
     categories: int
-    ties: int  # left out
 
-    def problem(self, seen: NDArray[np.bool_], held: NDArray[np.bool_], ridge: float) -> Differences:
+    def told(self) -> NDArray[np.bool_]:
+        """Votes that are no ties, (T,)."""
+        return self.choice != 0.5
+
+    def problem(
+        self, seen: NDArray[np.bool_], held: NDArray[np.bool_], ridge: float, ties: bool = False
+    ) -> Differences:
+        """To learn from what was seen, ties only if asked for, and be asked about what is held."""
         i = self.conversation
+        if not ties:
+            seen = seen & self.told()
         return Differences(
             self.rows,
             i[seen],
             self.choice[seen],
             self.teacher[seen],
             self.kind[i[seen]],
+            self.side[seen],
             i[held],
             self.teacher[held],
             self.kind[i[held]],
+            self.side[held],
             self.teachers,
             self.categories,
             ridge,
         )
 
     def item_problem(self, seen: NDArray[np.bool_], held: NDArray[np.bool_], ridge: float) -> Comparisons:
-        pair = self.pair[self.conversation]
+        pair, seen = self.pair[self.conversation], seen & self.told()
         return Comparisons(
             pair[seen],
             self.choice[seen],
@@ -96,19 +112,19 @@ def read(folder: Path, cache: Path | None = None, encoder: str = "offline") -> V
     recording = sources.read_folder(folder, encoder=encoder, cache=cache)
     c, v = recording.conversations, recording.votes
     assert v is not None and c.pairs is not None and c.completions is not None
-    told = v.label != 0.5
+    side = np.where(v.repetition == 1, 1, -1) if folder.name in BOTH_ORDERS else np.zeros_like(v.repetition)
     return Votes(
         c.differences(),
         c.pairs,
         c.prompt,
         c.category,
-        v.conversation[told],
-        v.teacher[told],
-        v.label[told],
+        v.conversation,
+        v.teacher,
+        v.label,
+        side,
         len(c.completions),
         len(v.teacher_names),
         c.n_categories,
-        int((~told).sum()),
     )
 
 
@@ -123,8 +139,8 @@ def folds(votes: Votes, scheme: str, seed: int, count: int = FOLDS) -> Integers:
 
 
 def known(votes: Votes, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Votes on pairs that have a seen vote, (T,)."""
-    return np.isin(votes.conversation, votes.conversation[seen])
+    """Votes on pairs that have a seen vote that is no tie, (T,)."""
+    return np.isin(votes.conversation, votes.conversation[seen & votes.told()])
 
 
 def best_ridge(votes: Votes, scheme: str, seen: NDArray[np.bool_], seed: int) -> float:
@@ -132,8 +148,9 @@ def best_ridge(votes: Votes, scheme: str, seen: NDArray[np.bool_], seed: int) ->
     inner = folds(votes, scheme, seed, 4) == 0
     losses = []
     for ridge in RIDGES:
-        learnt = ours.on_differences(votes.problem(seen & ~inner, seen & inner, ridge), "nothing")()
-        losses.append(measures.log_loss(learnt.chance(), votes.choice[seen & inner]).mean())
+        held = seen & inner & votes.told()
+        learnt = ours.on_differences(votes.problem(seen & ~inner, held, ridge), "nothing")()
+        losses.append(measures.log_loss(learnt.chance(), votes.choice[held]).mean())
     return RIDGES[int(np.argmin(losses))]
 
 
@@ -160,7 +177,7 @@ def measure(
     ridges, scored = [], np.zeros(len(fold), bool)
     for k in range(FOLDS):
         seen = fold != k
-        held = (fold == k) & (known(votes, seen) if scheme == "vote" else True)
+        held = (fold == k) & votes.told() & (known(votes, seen) if scheme == "vote" else True)
         scored |= held
         ridges.append(best_ridge(votes, scheme, seen, seed=k + 1))
         for name, predict in _predictors(votes, scheme, seen, held, ridges[-1], wanted, failed):
@@ -175,7 +192,7 @@ def measure(
     chances = {name: chance[scored] for name, chance in chances.items()}
     return {
         "votes": int(scored.sum()),
-        "ties": votes.ties,
+        "ties": int((~votes.told()).sum()),
         "teachers": votes.teachers,
         "prompts": len(np.unique(prompt)),
         "pairs": len(np.unique(votes.conversation[scored])),
@@ -200,9 +217,11 @@ def _predictors(
 ) -> list[tuple[str, Predictor]]:
     """What predicts the held-out votes: ours, then the wanted peers that have not failed before."""
     given = votes.problem(seen, held, ridge)
+    with_ties = votes.problem(seen, held, ridge, ties=True)
     found: list[tuple[str, Predictor]] = [
-        (name, _own(ours.on_differences(given, knows, **options)))
+        (name, _own(ours.on_differences(with_ties if options.get("ties") else given, knows, **options)))
         for name, (knows, options) in MODELS.items()
+        if _says_something(votes, options)
     ]
     peers = dict.fromkeys(beside.FEATURE_PEERS, given)
     if scheme == "vote":  # scores say something of known completions only
@@ -215,6 +234,13 @@ def _predictors(
         if name in wanted and name not in failed
     ]
     return found
+
+
+def _says_something(votes: Votes, options: dict[str, Any]) -> bool:
+    """Whether a model can differ from the same without these options on this data set."""
+    if options.get("position_bias"):
+        return bool(votes.side.any())
+    return bool((~votes.told()).any()) or not options.get("ties")
 
 
 def _own(fit: Callable[[], Learnt]) -> Predictor:
@@ -253,28 +279,29 @@ HEAD = ("model", "log-loss", "change from one rationality", "accuracy", "calibra
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A table for each data set and scheme, with where they come from."""
-    parts = [common.source(report)]
-    for name, schemes in report["sets"].items():
-        if "skipped" in schemes:
-            parts.append(f"**{name}**: skipped, {schemes['skipped']}.")
+    """A table for each data set and scheme, with where it comes from."""
+    parts = []
+    for name, each in report.items():
+        if "skipped" in each:
+            parts.append(f"### {name}\n\nSkipped: {each['skipped']}.")
             continue
-        for scheme, found in schemes.items():
+        parts.append(f"### {name}\n\n{common.source(each)}")
+        for scheme, found in each["schemes"].items():
             lines = [
                 (
                     model,
-                    _value(each["log_loss"], 4),
-                    "" if model == BASE else _change(each["log_loss"], 4),
-                    _value(each["accuracy"], 1, percent=True),
-                    _value(each["calibration"], 3),
+                    _value(row["log_loss"], 4),
+                    "" if model == BASE else _change(row["log_loss"], 4),
+                    _value(row["accuracy"], 1, percent=True),
+                    _value(row["calibration"], 3),
                 )
-                for model, each in found["models"].items()
+                for model, row in found["models"].items()
             ]
             lines += [
                 (model, f"no figure: {reason}", "", "", "") for model, reason in found["failed"].items()
             ]
             words = (
-                f"**{name}, {SCHEMES[scheme]}**: {found['votes']:,} votes of {found['teachers']:,} teachers "
+                f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} teachers "
                 f"on {found['pairs']:,} pairs of {found['prompts']:,} prompts ({found['ties']:,} ties left "
                 f"out); ridge {', '.join(f'{ridge:g}' for ridge in found['ridges'])}."
             )
