@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.reward_peers",
         description="Peers and dal_learn on the same answers, in turn; each peer in its environment.",
     )
+    shared = Path(os.environ.get("DAL_SHARED_DATA") or common.ROOT.parent / "shared" / "data")
+    vectors = environments.cache().parent / "vectors"
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument(
         "--sizes",
@@ -34,11 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=list(beside.PEERS), default=list(beside.PEERS))
     parser.add_argument("--seeds", type=int, default=5, help="crowds of each size")
     parser.add_argument(
-        "--data", type=Path, default=common.ROOT.parent / "shared" / "data", help="folder of the data sets"
+        "--data", type=Path, default=shared, help=f"folder of the data sets (default {shared})"
     )
     parser.add_argument("--sets", nargs="+", default=list(SETS), help=f"of {', '.join(SETS)}")
     parser.add_argument("--encoder", default="offline", help="what makes vectors of the texts")
-    parser.add_argument("--cache", type=Path, help="folder that remembers encoded texts")
+    parser.add_argument("--cache", type=Path, default=vectors, help=f"of encoded texts (default {vectors})")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for the target")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take to answer")
     parser.add_argument(

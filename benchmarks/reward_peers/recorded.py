@@ -301,9 +301,9 @@ def markdown(report: dict[str, Any]) -> str:
                 (model, f"no figure: {reason}", "", "", "") for model, reason in found["failed"].items()
             ]
             words = (
-                f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} teachers "
-                f"on {found['pairs']:,} pairs of {found['prompts']:,} prompts ({found['ties']:,} ties left "
-                f"out); ridge {', '.join(f'{ridge:g}' for ridge in found['ridges'])}."
+                f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} "
+                f"teachers on {found['pairs']:,} pairs of {found['prompts']:,} prompts ({found['ties']:,} ties "
+                f"left out); ridge {', '.join(f'{ridge:g}' for ridge in found['ridges'])}."
             )
             parts.append(f"{words}\n\n{common.table(HEAD, lines)}")
     return "\n\n".join(parts)
