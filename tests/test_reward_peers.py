@@ -193,3 +193,83 @@ def test_crowds_have_their_truth(simulated, monkeypatch):
     thrice = simulated.feature_crowd(0, 10, 3, 4, 2, 3).given
     assert thrice.conversation.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
     assert np.array_equal(thrice.asked(), thrice.rows[thrice.conversation])
+
+
+# ------------------------------------------------------------------------------------------------- real votes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve prompts with three responses each; two teachers like what has many words, one does not care."""
+    rng = np.random.default_rng(0)
+    pairs, votes = [], ["id,teacher,label,rep"]
+    for p in range(12):
+        texts = [" ".join(["word"] * int(k)) + f" {p}" for k in rng.permutation([1, 4, 9])]
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            name = f"{p}-{a}-{b}"
+            ids = {"a_id": f"{p}-{a}", "b_id": f"{p}-{b}"}
+            words = {"prompt": f"Say {p}.", "response_a": texts[a], "response_b": texts[b]}
+            pairs.append({"id": name, "category": "xy"[p % 2], **words, **ids})
+            label = float(len(texts[b]) > len(texts[a]))
+            coin = rng.choice([0.0, 0.5, 1.0])
+            votes += [f"{name},Ann,{label:g},0", f"{name},Bob,{label:g},0", f"{name},Cy,{coin:g},0"]
+    target = tmp_path / "words"
+    target.mkdir()
+    (target / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    (target / "votes.csv").write_text("\n".join(votes) + "\n")
+    return target
+
+
+@pytest.fixture
+def recorded(here):
+    from benchmarks.reward_peers import recorded
+
+    return recorded
+
+
+def test_folds_hold_out_what_they_say(recorded, folder, tmp_path):
+    votes = recorded.read(folder, tmp_path / "cache", "hashing:16")
+    for scheme in recorded.SCHEMES:
+        fold = recorded.folds(votes, scheme, seed=0)
+        assert set(fold) == set(range(recorded.FOLDS))
+        for k in range(recorded.FOLDS):
+            seen, held = fold != k, fold == k
+            if scheme == "prompt":
+                prompt = votes.prompt[votes.conversation]
+                assert not set(prompt[seen]) & set(prompt[held])
+                assert not recorded.known(votes, seen)[held].any()
+            else:
+                cell = votes.conversation * votes.teachers + votes.teacher
+                assert not set(cell[seen]) & set(cell[held])
+                where = recorded.known(votes, seen)
+                told = set(votes.conversation[seen & (votes.choice != 0.5)])
+                assert all((i in told) == yes for i, yes in zip(votes.conversation, where, strict=True))
+    problem = votes.problem(seen, held, 1.0)
+    assert set(problem.choice) == {0.0, 1.0}
+    assert len(votes.problem(seen, held, 1.0, ties=True).choice) == seen.sum()
+
+
+def test_held_out_votes_are_predicted(recorded, program, folder, tmp_path, capsys):
+    out, page = tmp_path / "found.json", tmp_path / "page.md"
+    page.write_text("<!-- begin data -->\n<!-- end data -->\n")
+    where = ["--data", str(folder.parent), "--cache", str(tmp_path / "cache"), "--encoder", "hashing:16"]
+    files = ["--out", str(out), "--page", str(page)]
+    program.main(["data", "--sets", "words", "absent", "--only", *where, *files])
+    known = json.loads(out.read_text())["data"]
+    assert "there is no folder absent" in known["absent"]["skipped"]
+    votes = recorded.read(folder, None, "hashing:16")
+    for scheme, found in known["words"]["schemes"].items():
+        models = found["models"]
+        told = int(votes.told().sum())
+        assert found["votes"] == told if scheme == "prompt" else 0.8 * told < found["votes"] < told
+        assert found["ties"] == len(votes.choice) - told > 0
+        assert (
+            "ours, per teacher, ties modelled" in models and "ours, per teacher, position bias" not in models
+        )
+        assert ("ours on items, per teacher" in models) == (scheme == "vote")
+        assert models[recorded.BASE]["log_loss"]["change"] == 0
+        assert models["ours, per teacher"]["accuracy"]["value"] > 0.7
+        assert models["ours, per teacher"]["log_loss"]["change"] < 0  # Cy is a coin
+    text = page.read_text()
+    assert "### words" in text and "Skipped: there is no folder absent" in text
+    assert "| ours, per teacher, evidence |" in text

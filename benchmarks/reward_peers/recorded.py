@@ -300,10 +300,11 @@ def markdown(report: dict[str, Any]) -> str:
             lines += [
                 (model, f"no figure: {reason}", "", "", "") for model, reason in found["failed"].items()
             ]
+            ridges = ", ".join(f"{ridge:g}" for ridge in found["ridges"])
             words = (
                 f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} "
-                f"teachers on {found['pairs']:,} pairs of {found['prompts']:,} prompts ({found['ties']:,} ties "
-                f"left out); ridge {', '.join(f'{ridge:g}' for ridge in found['ridges'])}."
+                f"teachers on {found['pairs']:,} pairs of {found['prompts']:,} prompts; {found['ties']:,} "
+                f"ties left out; ridge {ridges}."
             )
             parts.append(f"{words}\n\n{common.table(HEAD, lines)}")
     return "\n\n".join(parts)
