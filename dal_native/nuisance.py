@@ -152,30 +152,28 @@ def select(problem: SelectionProblem, margin: Callable[..., None]) -> dict[str, 
 
 
 class _Joint:
-    """S, R and C now. Cells without labels get a place in R and C when they get their first."""
+    """S, R and C now; R and C as at the start less a sum of one product for each label."""
 
-    def __init__(self, joint: JointInformation, beta: Floats, size: int) -> None:
-        n_categories = beta.shape[1]
+    def __init__(self, joint: JointInformation, beta: Floats) -> None:
         self.beta = beta
+        self.cell = _cells(joint, beta.shape[1])  # (m, C)
         factor = _linalg.cholesky(joint.theta)
         whitener = _linalg.triangular_inverse(factor)
         self.information = whitener.T @ whitener  # S
-        self.cells = joint.cross.shape[1]
-        self.shared = joint.cell.ndim == 1  # a cell holds for every category
-        self.cell = _table(joint.cell, n_categories)
-        self.prior = np.zeros_like(beta)
-        if joint.prior_variance is not None:
-            self.prior = _table(joint.prior_variance, n_categories)
-        room = self.cells + min(size, int((self.cell < 0).sum()))
-        self.regression = np.zeros((len(factor), room))  # R
-        self.conditional = np.zeros((room, room))  # C
         follows = whitener @ joint.cross
-        self.regression[:, : self.cells] = whitener.T @ follows
-        rest = joint.rationality - follows.T @ follows
-        if (np.diag(rest) < -1e-6 * np.diag(joint.rationality)).any():
+        self.regression = whitener.T @ follows  # R at the start, of the cells with labels: (d, K)
+        self.conditional = joint.rationality - follows.T @ follows  # C, likewise
+        self.known = len(self.conditional)
+        spread = np.diag(self.conditional)
+        if (spread < -1e-6 * np.diag(joint.rationality)).any():
             raise ValueError("joint is not a covariance: cross is larger than theta and rationality allow")
-        self.conditional[: self.cells, : self.cells] = 0.5 * (rest + rest.T)
-        np.fill_diagonal(self.conditional, np.maximum(np.diag(self.conditional), 0.0))
+        self.spread = np.zeros(int(self.cell.max()) + 1)  # c_kk now
+        if joint.prior_variance is not None:
+            self.spread[self.cell] = _table(joint.prior_variance, beta.shape[1])
+        self.spread[: self.known] = np.maximum(spread, 0.0)
+        self.labels = 0
+        # R is what it was less the sum of z f', C less that of f f'
+        self.z, self.f = np.zeros((8, len(factor))), np.zeros((8, len(self.spread)))
         self._factorise()
 
     def _factorise(self) -> None:
@@ -185,44 +183,50 @@ class _Joint:
         #: of a leverage |L^-1 x|^2, relatively
         self.rounding = min(1.0, float(8.0 * len(self.factor) * np.finfo(np.float64).eps * condition))
 
-    def spread(self) -> Floats:
-        """c_kk of every cell, (m, C)."""
-        if self.conditional.shape[0] == 0:
-            return self.prior
-        return np.where(self.cell < 0, self.prior, np.diag(self.conditional)[self.cell])
+    def columns(self, cells: Integers) -> Floats:
+        """r_k of these cells, (d, len)."""
+        old = np.flatnonzero(cells < self.known)
+        out = np.zeros((len(self.factor), len(cells)))
+        out[:, old] = self.regression[:, cells[old]]
+        out -= self.z[: self.labels].T @ self.f[: self.labels, cells]
+        return out
 
-    def columns(self, teachers: Integers, category: int) -> Floats:
-        """r_k of these teachers, (d, len)."""
-        cell = self.cell[teachers, category]
-        known = np.flatnonzero(cell >= 0)
-        out = np.zeros((len(self.factor), len(cell)))
-        out[:, known] = self.regression[:, cell[known]]
+    def _covariance(self, k: int) -> Floats:
+        """c_k, of all cells."""
+        out = np.zeros(len(self.spread))
+        if k < self.known:
+            out[: self.known] = self.conditional[:, k]
+        out -= self.f[: self.labels].T @ self.f[: self.labels, k]
+        out[k] = self.spread[k]
         return out
 
     def ask(self, x: Floats, u: float, teacher: int, category: int) -> None:
-        """Add the label of this teacher on x."""
-        k = int(self.cell[teacher, category])
-        if k < 0:
-            k, self.cells = self.cells, self.cells + 1
-            self.conditional[k, k] = self.prior[teacher, category]
-            self.cell[teacher, slice(None) if self.shared else category] = k
-        beta = float(self.beta[teacher, category])
+        """Add the label of this teacher on x: S += z z', R -= z f', C -= f f'."""
+        k, beta = int(self.cell[teacher, category]), float(self.beta[teacher, category])
         root = float(_root_slope(np.float64(beta * u)))
-        b = root * u  # v u^2 = b^2
-        moved = np.flatnonzero(self.conditional[:, k])
-        c = self.conditional[moved, k]
-        grown = 1.0 + b * b * float(self.conditional[k, k])
-        q = root * (beta * x + u * self.regression[:, k])  # times the root of v
-        self.information += np.outer(q, q) / grown
-        self.regression[:, moved] -= np.outer(q * (b / grown), c)
-        self.conditional[np.ix_(moved, moved)] -= np.outer(c * (b / grown), c * b)
+        share = root / np.sqrt(1.0 + np.square(root * u) * self.spread[k])  # the root of w
+        z = share * (beta * x + u * self.columns(np.array([k]))[:, 0])
+        f = share * u * self._covariance(k)
+        if self.labels == len(self.z):
+            self.z, self.f = (np.concatenate([a, np.zeros_like(a)]) for a in (self.z, self.f))
+        self.z[self.labels], self.f[self.labels] = z, f
+        self.labels += 1
+        self.information += np.outer(z, z)
+        self.spread = np.maximum(self.spread - np.square(f), 0.0)
         self._factorise()
+
+
+def _cells(joint: JointInformation, n_categories: int) -> Integers:
+    """A number for every cell, those without labels after the others: (m, C)."""
+    cell, known = joint.cell.copy(), joint.cross.shape[1]
+    new = cell < 0
+    cell[new] = known + np.arange(int(new.sum()))
+    return _table(cell, n_categories)
 
 
 def _table(values: NDArray[Any], n_categories: int) -> NDArray[Any]:
     """One row a teacher, one column a category."""
-    wide = values if values.ndim == 2 else np.repeat(values[:, None], n_categories, axis=1)
-    return wide.copy()
+    return values if values.ndim == 2 else np.repeat(values[:, None], n_categories, axis=1)
 
 
 def _root_slope(t: Any) -> Any:
@@ -249,7 +253,7 @@ class _Search:
         self.p, self.u = problem, u
         n, n_categories = len(u), problem.rationality.shape[1]
         self.category = problem.pool.category_of(np.arange(n))
-        self.joint = _Joint(problem.joint, problem.rationality, min(problem.size, n * problem.repeats))
+        self.joint = _Joint(problem.joint, problem.rationality)
         self.capacity = problem.capacity.copy()
         self.asked: dict[int, list[int]] = {}
         self.listed = problem.candidate_offsets is not None or problem.exclude_conversation is not None
@@ -295,7 +299,8 @@ class _Search:
     def _sharpness(self) -> Floats:
         """-log(1 + a c_kk) of every cell, up to a constant for each: -log(1 / a + c_kk), (m, C)."""
         with np.errstate(divide="ignore"):
-            return np.asarray(-np.log(np.square(self.joint.beta) / _MOST + self.joint.spread()))
+            joint = self.joint
+            return np.asarray(-np.log(np.square(joint.beta) / _MOST + joint.spread[joint.cell]))
 
     def _rise(self, before: Floats, after: Floats) -> Floats:
         """By how much an objective may have risen in between, for each category."""
@@ -316,11 +321,12 @@ class _Search:
         found = self.tables.get(category)
         if found is None:
             j = np.flatnonzero((self.p.available[:, category] != 0) & (self.capacity != 0))
-            follows = self.joint.whitener @ self.joint.columns(j, category)
+            cells = self.joint.cell[j, category]
+            follows = self.joint.whitener @ self.joint.columns(cells)
             found = _Teachers(
                 j,
                 self.joint.beta[j, category],
-                self.joint.spread()[j, category],
+                self.joint.spread[cells],
                 follows,
                 np.sum(np.square(follows), axis=0) * (1.0 + self.joint.rounding),
                 None if self.p.cost is None else self.p.cost[j, category],
@@ -511,9 +517,9 @@ class _Exact:
 
     @classmethod
     def of(cls, joint: _Joint, teacher: Integers, category: int) -> _Exact:
-        columns = np.ascontiguousarray(joint.columns(teacher, category).T)
-        follows = _linalg.solve_lower(joint.factor, columns)
-        return cls(teacher, joint.beta[teacher, category], joint.spread()[teacher, category], follows)
+        cells = joint.cell[teacher, category]
+        follows = _linalg.solve_lower(joint.factor, np.ascontiguousarray(joint.columns(cells).T))
+        return cls(teacher, joint.beta[teacher, category], joint.spread[cells], follows)
 
     def worth(self, y: Floats, u: float) -> Floats:
         """w q' S^-1 q of each teacher for y = L^-1 x, without a difference of large numbers: (k,)."""
