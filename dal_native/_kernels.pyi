@@ -51,7 +51,12 @@ def best_teacher(
     threads: int,
 ) -> None: ...
 def leverage(
-    pool: PoolView, inverse_factor: Floats, conversations: Integers | None, out: Floats, threads: int
+    pool: PoolView,
+    inverse_factor: Floats,
+    conversations: Integers | None,
+    single: bool,
+    out: Floats,
+    threads: int,
 ) -> None: ...
 def information_gain(
     pool: PoolView,
@@ -62,7 +67,9 @@ def information_gain(
     out: Floats,
     threads: int,
 ) -> None: ...
-def information_matrix(pool: PoolView, weight: Floats, ridge: float, out: Floats, threads: int) -> None: ...
+def information_matrix(
+    pool: PoolView, weight: Floats, ridge: float, single: bool, out: Floats, threads: int
+) -> None: ...
 def weighted_sum(pool: PoolView, weight: Floats, out: Floats, threads: int) -> None: ...
 def hessian_vector(pool: PoolView, weight: Floats, vector: Floats, out: Floats, threads: int) -> None: ...
 def weighted_sum_by_cell(

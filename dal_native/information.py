@@ -181,7 +181,13 @@ class InformationMatrix:
         return _linalg.solve(self._factor, b).reshape(b.shape)
 
     def leverage(
-        self, pool: Any, conversations: Any = None, *, backend: str = "auto", threads: int | None = None
+        self,
+        pool: Any,
+        conversations: Any = None,
+        *,
+        precision: str = "double",
+        backend: str = "auto",
+        threads: int | None = None,
     ) -> Any:
         """h_i = x_i' M^-1 x_i of a pool, or of an array of differences: see `dal_native.leverage`.
 
@@ -192,7 +198,7 @@ class InformationMatrix:
         array([2.])
         """
         pool = as_pool(pool)
-        return leverage_from_factor(pool, self._factor, conversations, backend, threads)
+        return leverage_from_factor(pool, self._factor, conversations, precision, backend, threads)
 
 
 def _read_only(a: Floats) -> Floats:
@@ -220,13 +226,14 @@ def as_matrix(M: Any, d: int) -> Floats:
 
 
 def leverage_from_factor(
-    pool: Pool, factor: Floats, conversations: Any, backend: str, threads: int | None
+    pool: Pool, factor: Floats, conversations: Any, precision: str, backend: str, threads: int | None
 ) -> Any:
     """Validate, allocate and call the backend's ``leverage``."""
+    single = _validate.one_of(precision, "precision", ("double", "single")) == "single"
     if len(factor) != pool.d:
         raise ValueError(f"M has shape ({len(factor)}, {len(factor)}); expected ({pool.d}, {pool.d})")
     index = _validate.conversations(conversations, len(pool))
     out = np.empty(len(pool) if index is None else len(index))
-    _dispatch.find("leverage", backend)(pool, factor, index, out, _dispatch.threads(threads))
+    _dispatch.find("leverage", backend)(pool, factor, index, single, out, _dispatch.threads(threads))
     _validate.finite_result(out, "leverage", index)
     return _validate.like_input(out, pool.is_torch)

@@ -223,7 +223,13 @@ def best_teacher(
 
 
 def leverage(
-    pool: Any, M: Any, conversations: Any = None, *, backend: str = "auto", threads: int | None = None
+    pool: Any,
+    M: Any,
+    conversations: Any = None,
+    *,
+    precision: str = "double",
+    backend: str = "auto",
+    threads: int | None = None,
 ) -> Any:
     """Leverages h_i = x_i' M^-1 x_i: how uncertain the reward is along each difference.
 
@@ -234,6 +240,9 @@ def leverage(
         Symmetric, positive definite.
     conversations : array_like of int, (k,), optional
         Only these; all when absent.
+    precision : {"double", "single"}
+        "single" permits products in float32, in about half of the time: relative errors of some 1e-7 d times
+        the condition of the factor of M. For first steps of a fit, not for what is reported.
 
     Returns
     -------
@@ -254,7 +263,7 @@ def leverage(
     array([ 0.5, 12.5])
     """
     pool = as_pool(pool)
-    return leverage_from_factor(pool, as_factor(M, pool.d), conversations, backend, threads)
+    return leverage_from_factor(pool, as_factor(M, pool.d), conversations, precision, backend, threads)
 
 
 def information_gain(
@@ -309,7 +318,14 @@ def information_gain(
 
 
 def information_matrix(
-    differences: Any, weight: Any, ridge: float = 1.0, *, backend: str = "auto", threads: int | None = None
+    differences: Any,
+    weight: Any,
+    ridge: float = 1.0,
+    *,
+    signed: bool = False,
+    precision: str = "double",
+    backend: str = "auto",
+    threads: int | None = None,
 ) -> Floats:
     """Information matrix M = ridge I + sum_i w_i x_i x_i'.
 
@@ -320,6 +336,11 @@ def information_matrix(
         At least 0: `choice_weight` of each labelled pair.
     ridge : float
         At least 0; precision of the prior on theta.
+    signed : bool
+        Allow negative weights too (of a likelihood that is not concave); the result may be indefinite.
+    precision : {"double", "single"}
+        "single" permits products and sums of up to 128 rows in float32, in about half of the time. For
+        preconditioners and first steps of a fit, not for what is reported.
 
     Returns
     -------
@@ -343,11 +364,12 @@ def information_matrix(
     if w.ndim == 0:
         w = np.full(len(pool), float(w))
     _validate.length(w, len(pool), "weight", "conversation")
-    if len(w) and float(w.min()) < 0:
+    single = _validate.one_of(precision, "precision", ("double", "single")) == "single"
+    if len(w) and not signed and float(w.min()) < 0:
         raise ValueError(f"weight is negative at {int(np.argmax(w < 0))}; expected weights of at least 0")
     out = np.empty((pool.d, pool.d))
     ridge = _validate.number(ridge, "ridge", 0.0)
-    _dispatch.find("information_matrix", backend)(pool, w, ridge, out, _dispatch.threads(threads))
+    _dispatch.find("information_matrix", backend)(pool, w, ridge, single, out, _dispatch.threads(threads))
     if not np.isfinite(out).all():
         raise ValueError("the information matrix is not finite; expected smaller differences or weights")
     return out

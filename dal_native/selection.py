@@ -409,7 +409,7 @@ def _with_new(bounds: _Bounds, pool: Pool, new: NDArray[np.bool_]) -> _Bounds:
     if not 0 < len(fresh) <= _FEW_NEW * len(pool) or not bounds.at.kept > 0.0:
         return bounds
     exact = np.empty(len(fresh))
-    _dispatch.find("leverage")(pool, bounds.at.factor, fresh, exact, _dispatch.threads())
+    _dispatch.find("leverage")(pool, bounds.at.factor, fresh, False, exact, _dispatch.threads())
     with np.errstate(over="ignore", under="ignore"):
         # products with W are off by no more, relatively, than W itself
         above = (exact / bounds.at.kept**2 * (1.0 + 2.0**-22) + _UNDERFLOW).astype(np.float32)

@@ -260,14 +260,14 @@ void best_teacher(const Doubles& margin, const Array<int32_t>& category, const D
 }
 
 void leverage(const PoolView& pool, const Doubles& inverse_factor, const std::optional<Integers>& conversations,
-              Doubles out, int threads) {
+              bool single, Doubles out, int threads) {
   const Rows r = pool.view();
   const double* w = read(inverse_factor, "inverse_factor", {r.d, r.d});
   const int64_t count = conversations ? length(*conversations) : r.n;
   const int64_t* list = read(conversations, "conversations", {count});
   if (list) check_indices(list, count, r.n, "conversations");
   double* to = write(out, "out", {count});
-  detached(r, threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call, single); });
 }
 
 void information_gain(const PoolView& pool, const Doubles& reward, const Doubles& rationality,
@@ -288,11 +288,12 @@ void information_gain(const PoolView& pool, const Doubles& reward, const Doubles
   });
 }
 
-void information_matrix(const PoolView& pool, const Doubles& weight, double ridge, Doubles out, int threads) {
+void information_matrix(const PoolView& pool, const Doubles& weight, double ridge, bool single, Doubles out,
+                        int threads) {
   const Rows r = pool.view();
   const double* w = read(weight, "weight", {r.n});
   double* to = write(out, "out", {r.d, r.d});
-  detached(r, threads, [&](const Call& call) { dal::information_matrix(r, w, ridge, to, call); });
+  detached(r, threads, [&](const Call& call) { dal::information_matrix(r, w, ridge, to, call, single); });
 }
 
 void weighted_sum(const PoolView& pool, const Doubles& weight, Doubles out, int threads) {
@@ -490,11 +491,11 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.def("softplus_moments", &softplus_moments, DAL_IN("mean"), DAL_IN("sd"), DAL_IN("out"), py::arg("threads"));
   m.def("best_teacher", &best_teacher, DAL_IN("margin"), DAL_IN("category"), DAL_IN("rationality"), DAL_IN("available"),
         DAL_IN("teacher"), DAL_IN("weight"), py::arg("threads"));
-  m.def("leverage", &leverage, py::arg("pool"), DAL_IN("inverse_factor"), DAL_IN("conversations"), DAL_IN("out"),
-        py::arg("threads"));
+  m.def("leverage", &leverage, py::arg("pool"), DAL_IN("inverse_factor"), DAL_IN("conversations"), py::arg("single"),
+        DAL_IN("out"), py::arg("threads"));
   m.def("information_gain", &information_gain, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"),
         DAL_IN("inverse_factor"), DAL_IN("conversations"), DAL_IN("out"), py::arg("threads"));
-  m.def("information_matrix", &information_matrix, py::arg("pool"), DAL_IN("weight"), py::arg("ridge"), DAL_IN("out"),
+  m.def("information_matrix", &information_matrix, py::arg("pool"), DAL_IN("weight"), py::arg("ridge"), py::arg("single"), DAL_IN("out"),
         py::arg("threads"));
   m.def("weighted_sum", &weighted_sum, py::arg("pool"), DAL_IN("weight"), DAL_IN("out"), py::arg("threads"));
   m.def("hessian_vector", &hessian_vector, py::arg("pool"), DAL_IN("weight"), DAL_IN("vector"), DAL_IN("out"),

@@ -61,7 +61,15 @@ void leverages_up(int64_t count, const double* leverage, float* out);
 double pair_weights(int64_t count, const double* leverage, const float* margin, const float* norm,
                   const PairScale& scale, const WeightSteps& steps, float* bound);
 
-void outer_tile(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
+OuterShape outer_shape(bool single);
+void pack_labels_double(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight, int64_t pitch,
+                        double* left, double* right);
+void pack_labels_float(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight, int64_t pitch,
+                       float* left, float* right);
+void outer_strip_double(const double* left, const double* right, int64_t depth, int64_t pitch, int64_t panels, double* out,
+                        int64_t stride);
+void outer_strip_float(const float* left, const float* right, int64_t depth, int64_t pitch, int64_t panels, double* out,
+                       int64_t stride);
 
 void add_weighted_rows(const void* rows, Storage storage, int64_t d, const int64_t* row, int64_t count,
                        const double* weight, const int64_t* cell, int64_t first, int64_t last, double* out);

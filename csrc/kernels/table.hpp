@@ -29,6 +29,11 @@ struct PairScale {
   double margin_scale = 0, margin_error = 0, optimism = 0;  // |u| >= scale |margin| - error norm - optimism sqrt(h)
 };
 
+// The tiles of the information matrix: rows and columns of one, and how far the packed labels of a left panel are apart.
+struct OuterShape {
+  int64_t rows, columns, left_stride;
+};
+
 struct KernelTable {
   const char* name;
 
@@ -115,9 +120,19 @@ struct KernelTable {
   double (*pair_weights)(int64_t count, const double* leverage, const float* margin, const float* norm,
                        const PairScale& scale, const WeightSteps& steps, float* bound);
 
-  // One tile of sum_t a_t b_t': `left` and `right` hold `depth` labels in tiles, see information_matrix.cpp.
-  int64_t tile_rows, tile_columns;
-  void (*outer_tile)(const double* left, const double* right, int64_t depth, double* out, int64_t stride);
+  int64_t tile_columns;  // of a tile in float64
+
+  // sum_t (w_t x_t) x_t' in tiles, information_matrix.cpp: n labels into panels, and `panels` tiles of one strip, `depth`
+  // labels, added to `out`.
+  OuterShape (*outer_shape)(bool single);
+  void (*pack_labels_double)(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight,
+                             int64_t pitch, double* left, double* right);
+  void (*pack_labels_float)(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight,
+                            int64_t pitch, float* left, float* right);
+  void (*outer_strip_double)(const double* left, const double* right, int64_t depth, int64_t pitch, int64_t panels, double* out,
+                             int64_t stride);
+  void (*outer_strip_float)(const float* left, const float* right, int64_t depth, int64_t pitch, int64_t panels, double* out,
+                            int64_t stride);
 
   // For q < count, columns first..last-1: out_(cell_q) += weight_q x_(row_q); null row: q, null cell: 0
   void (*add_weighted_rows)(const void* rows, Storage storage, int64_t d, const int64_t* row, int64_t count,

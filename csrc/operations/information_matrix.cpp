@@ -1,5 +1,6 @@
-// M = ridge I + sum_t w_t x_t x_t': blocks of labels in order, the tiles of one block shared among the threads.
+// M = ridge I + sum_t w_t x_t x_t': labels dealt to a few groups, each with its own sum; sums are added in their order.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "operations/levels.hpp"
@@ -8,43 +9,119 @@
 namespace dal {
 namespace {
 
-constexpr int64_t kLabels = 256;  // labels per block: two packed blocks of d = 512 fill 2 MB
+constexpr int64_t kDepth = 128;         // labels packed at once: at d = 512 both copies stay in the second cache
+constexpr int64_t kPitch = kDepth + 1;  // panels that many labels apart do not fall on the same lines of a cache
+constexpr int64_t kTogether = 32;       // labels packed by one call
+constexpr int64_t kTurn = 8 * kDepth;   // labels dealt to a group in one turn
+constexpr int64_t kMostGroups = 8;      // sums of d^2 values
 
-// to[tile][t][c] = scale_t x_t[tile * width + c], zeros past d
-void pack_labels(const double* x, const double* scale, int64_t labels, int64_t d, int64_t width, double* to) {
-  for (int64_t k0 = 0; k0 < d; k0 += width)
-    for (int64_t t = 0; t < labels; ++t)
-      for (int64_t c = 0; c < width; ++c)
-        *to++ = k0 + c < d ? (scale ? scale[t] : 1.0) * x[t * d + k0 + c] : 0.0;
+template <class T>
+struct Steps;
+template <>
+struct Steps<double> {
+  static constexpr bool single = false;
+  static constexpr auto pack = &KernelTable::pack_labels_double;
+  static constexpr auto strip = &KernelTable::outer_strip_double;
+};
+template <>
+struct Steps<float> {
+  static constexpr bool single = true;
+  static constexpr auto pack = &KernelTable::pack_labels_float;
+  static constexpr auto strip = &KernelTable::outer_strip_float;
+};
+
+template <class T>
+class Outer {
+ public:
+  Outer(const Rows& rows, const double* weight)
+      : rows_(rows),
+        weight_(weight),
+        tile_(kernels_.outer_shape(Steps<T>::single)),
+        down_(chunks_of(rows.d, tile_.rows)),
+        across_(chunks_of(rows.d, tile_.columns)) {}
+
+  int64_t stride() const { return across_ * tile_.columns; }
+  int64_t size() const { return down_ * tile_.rows * stride(); }
+
+  struct Space {
+    std::vector<T> left, right;
+    std::vector<double> scratch;
+  };
+
+  // sum[i][j] += sum over labels first..last-1 for strips i of one part of `parts`; lower triangle, and some beyond
+  void add(int64_t first, int64_t last, int64_t part, int64_t parts, Space& space, double* sum) const {
+    space.left.resize(static_cast<size_t>(down_ * kPitch * tile_.left_stride));
+    space.right.resize(static_cast<size_t>(across_ * kPitch * tile_.columns));
+    for (int64_t start = first; start < last; start += kDepth) {
+      const int64_t depth = std::min(kDepth, last - start);
+      pack(start, depth, space);
+      for (int64_t i = begin(part, parts); i < begin(part + 1, parts); ++i) {
+        const int64_t panels = std::min(across_, chunks_of((i + 1) * tile_.rows, tile_.columns));
+        (kernels_.*Steps<T>::strip)(space.left.data() + i * kPitch * tile_.left_stride, space.right.data(), depth, kPitch,
+                                    panels, sum + i * tile_.rows * stride(), stride());
+      }
+    }
+  }
+
+ private:
+  void pack(int64_t start, int64_t depth, Space& space) const {
+    const int64_t together = std::min(kTogether, chunk_rows(rows_));
+    if (rows_.needs_scratch()) space.scratch.resize(static_cast<size_t>((together + 1) * rows_.d));
+    for (int64_t t = 0; t < depth; t += together) {
+      const int64_t count = std::min(together, depth - t);
+      const Block x = block_of(kernels_, rows_, start + t, start + t + count, space.scratch.data());
+      (kernels_.*Steps<T>::pack)(x.rows, x.storage, count, rows_.d, weight_ + start + t, kPitch,
+                                 space.left.data() + t * tile_.left_stride, space.right.data() + t * tile_.columns);
+    }
+  }
+  // Parts of a triangle of equal area.
+  int64_t begin(int64_t part, int64_t parts) const {
+    const double share = std::sqrt(static_cast<double>(part) / static_cast<double>(parts));
+    return static_cast<int64_t>(share * static_cast<double>(down_) + 0.5);
+  }
+
+  const KernelTable& kernels_ = kernels();
+  const Rows& rows_;
+  const double* weight_;
+  OuterShape tile_;
+  int64_t down_, across_;
+};
+
+// Every task packs for itself and waits for nobody. Groups and parts depend on sizes alone.
+template <class T>
+void information_matrix_of(const Rows& rows, const double* weight, double ridge, double* out, const Call& call) {
+  const Outer<T> outer(rows, weight);
+  const int64_t n = rows.n, d = rows.d, size = outer.size();
+  const int64_t groups = std::clamp<int64_t>(n / d, 1, kMostGroups), parts = std::clamp<int64_t>(d / 512, 1, kMostGroups);
+  std::vector<double> sums(static_cast<size_t>(groups * size), 0.0);
+  std::vector<typename Outer<T>::Space> spaces(static_cast<size_t>(call.threads));
+  const int64_t turn = std::min(kTurn, chunks_of(chunks_of(n, groups), kDepth) * kDepth);
+  for (int64_t start = 0; start < n; start += groups * turn) {
+    parallel_for(groups * parts, call, [&](int64_t task, int worker) {
+      const int64_t group = task % groups, first = std::min(n, start + group * turn);
+      outer.add(first, std::min(n, first + turn), task / groups, parts, spaces[static_cast<size_t>(worker)],
+                sums.data() + group * size);
+    });
+    poll_sometimes(call);
+  }
+  parallel_for(d, call, [&](int64_t i, int) {
+    for (int64_t j = 0; j <= i; ++j) {
+      double total = 0;
+      for (int64_t g = 0; g < groups; ++g) total += sums[static_cast<size_t>(g * size + i * outer.stride() + j)];
+      out[i * d + j] = out[j * d + i] = total + (i == j ? ridge : 0);
+    }
+  });
 }
 
 }  // namespace
 
-void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call) {
-  const KernelTable& k = kernels();
-  const int64_t d = rows.d, tr = k.tile_rows, tc = k.tile_columns;
-  const int64_t down = chunks_of(d, tr), across = chunks_of(d, tc), stride = across * tc;
-  std::vector<double> sum(static_cast<size_t>(down * tr * stride), 0.0);
-  std::vector<double> x(static_cast<size_t>(kLabels * d));
-  std::vector<double> scratch(rows.needs_scratch() ? static_cast<size_t>((kLabels + 1) * d) : 0);
-  std::vector<double> left(static_cast<size_t>(down * tr * kLabels)), right(static_cast<size_t>(stride * kLabels));
-  for (int64_t start = 0; start < rows.n; start += kLabels) {
-    const int64_t labels = std::min(kLabels, rows.n - start);
-    const Block block = block_of(k, rows, start, start + labels, scratch.data());
-    k.to_double(block.rows, block.storage, labels * d, x.data());
-    pack_labels(x.data(), weight + start, labels, d, tr, left.data());
-    pack_labels(x.data(), nullptr, labels, d, tc, right.data());
-    // Lower triangle only: tiles whose last row reaches their first column.
-    parallel_for(down, call, [&](int64_t i, int) {
-      for (int64_t j = 0; j < across && j * tc < (i + 1) * tr; ++j)
-        k.outer_tile(left.data() + i * tr * labels, right.data() + j * tc * labels, labels,
-                     sum.data() + i * tr * stride + j * tc, stride);
-    });
-    poll_sometimes(call);
+void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call,
+                        bool single) {
+  if (single) {
+    information_matrix_of<float>(rows, weight, ridge, out, call);
+  } else {
+    information_matrix_of<double>(rows, weight, ridge, out, call);
   }
-  for (int64_t i = 0; i < d; ++i)
-    for (int64_t j = 0; j <= i; ++j) out[i * d + j] = out[j * d + i] = sum[static_cast<size_t>(i * stride + j)];
-  for (int64_t i = 0; i < d; ++i) out[i * d + i] += ridge;
 }
 
 }  // namespace dal

@@ -8,62 +8,87 @@
 namespace dal {
 namespace {
 
-// |W x|^2 in float64 for runs or lists of conversations.
+// What the products are taken in.
+template <class T>
+struct Whiten;
+template <>
+struct Whiten<double> {
+  static constexpr Storage storage = Storage::f64;
+  static constexpr auto convert = &KernelTable::to_double;
+  static constexpr auto squares = &KernelTable::whitened_squares_double;
+};
+template <>
+struct Whiten<float> {
+  static constexpr Storage storage = Storage::f32;
+  static constexpr auto convert = &KernelTable::to_float;
+  static constexpr auto squares = &KernelTable::whitened_squares_float;
+};
+
+// |W x|^2 for runs or lists of conversations.
+template <class T>
 class Leverage {
  public:
   Leverage(const KernelTable& k, const double* inverse_factor, int64_t d)
-      : kernels_(k), d_(d), packed_(static_cast<size_t>(k.packed_factor_size(d, false))) {
-    k.pack_factor_double(inverse_factor, d, packed_.data());
+      : kernels_(k), d_(d), packed_(static_cast<size_t>(k.packed_factor_size(d, Whiten<T>::storage == Storage::f32))) {
+    if constexpr (Whiten<T>::storage == Storage::f32) {
+      k.pack_factor_float(inverse_factor, d, 1.0, packed_.data());
+    } else {
+      k.pack_factor_double(inverse_factor, d, packed_.data());
+    }
   }
 
   // Working space of one thread, for at most `count` conversations at a time.
   struct Space {
-    std::vector<double> rows, scratch;
-    void reserve(const Rows& pool, int64_t count) {
-      rows.resize(static_cast<size_t>((count + 1) * pool.d));
-      if (pool.needs_scratch()) scratch.resize(rows.size());
+    std::vector<double> gathered, scratch;
+    std::vector<T> rows;
+    void reserve(const Rows& pool, int64_t count, bool listed) {
+      rows.resize(static_cast<size_t>(count * pool.d));
+      if (listed) gathered.resize(static_cast<size_t>(2 * pool.d));
+      if (pool.needs_scratch()) scratch.resize(static_cast<size_t>((count + 1) * pool.d));
     }
   };
 
   // out[q] = h of conversation start + q
   void run(const Rows& pool, int64_t start, int64_t stop, Space& space, double* out) const {
     const Block block = block_of(kernels_, pool, start, stop, space.scratch.data());
-    const double* x = space.rows.data();
-    if (block.storage == Storage::f64) {
-      x = static_cast<const double*>(block.rows);
+    const T* x = space.rows.data();
+    if (block.storage == Whiten<T>::storage) {
+      x = static_cast<const T*>(block.rows);
     } else {
-      kernels_.to_double(block.rows, block.storage, (stop - start) * d_, space.rows.data());
+      (kernels_.*Whiten<T>::convert)(block.rows, block.storage, (stop - start) * d_, space.rows.data());
     }
-    kernels_.whitened_squares_double(x, stop - start, d_, packed_.data(), out);
+    (kernels_.*Whiten<T>::squares)(x, stop - start, d_, packed_.data(), out);
   }
 
-  // out[q] = h of conversation list[q]; the rows stay in space.rows as float64
+  // out[q] = h of conversation list[q]
   void list(const Rows& pool, const int64_t* conversations, int64_t count, Space& space, double* out) const {
-    double* other = space.rows.data() + count * d_;
     expect(pool, conversations, count);
-    for (int64_t q = 0; q < count; ++q) gather(kernels_, pool, conversations[q], space.rows.data() + q * d_, other);
-    kernels_.whitened_squares_double(space.rows.data(), count, d_, packed_.data(), out);
+    for (int64_t q = 0; q < count; ++q) {
+      gather(kernels_, pool, conversations[q], space.gathered.data(), space.gathered.data() + d_);
+      (kernels_.*Whiten<T>::convert)(space.gathered.data(), Storage::f64, d_, space.rows.data() + q * d_);
+    }
+    (kernels_.*Whiten<T>::squares)(space.rows.data(), count, d_, packed_.data(), out);
   }
 
  private:
   const KernelTable& kernels_;
   int64_t d_;
-  std::vector<double> packed_;
+  std::vector<T> packed_;
 };
 
 // f(worker space, first position, count, leverages of those positions)
-template <class F>
+template <class T = double, class F>
 void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count,
                    const Call& call, F f) {
   const KernelTable& k = kernels();
-  const Leverage whiten(k, inverse_factor, pool.d);
+  const Leverage<T> whiten(k, inverse_factor, pool.d);
   const int64_t per_chunk = chunk_rows(pool);
-  std::vector<Leverage::Space> spaces(static_cast<size_t>(call.threads));
+  std::vector<typename Leverage<T>::Space> spaces(static_cast<size_t>(call.threads));
   std::vector<std::vector<double>> squares(static_cast<size_t>(call.threads));
   parallel_for(chunks_of(count, per_chunk), call, [&](int64_t chunk, int worker) {
-    Leverage::Space& space = spaces[static_cast<size_t>(worker)];
+    auto& space = spaces[static_cast<size_t>(worker)];
     auto& h = squares[static_cast<size_t>(worker)];
-    space.reserve(pool, per_chunk);
+    space.reserve(pool, per_chunk, conversations != nullptr);
     h.resize(static_cast<size_t>(per_chunk));
     const int64_t start = chunk * per_chunk, stop = std::min(count, start + per_chunk);
     if (conversations) {
@@ -78,10 +103,13 @@ void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t
 }  // namespace
 
 void leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
-              const Call& call) {
-  each_leverage(pool, inverse_factor, conversations, count, call, [&](int64_t start, int64_t many, const double* h) {
-    std::copy(h, h + many, out + start);
-  });
+              const Call& call, bool single) {
+  const auto keep = [&](int64_t start, int64_t many, const double* h) { std::copy(h, h + many, out + start); };
+  if (single) {
+    each_leverage<float>(pool, inverse_factor, conversations, count, call, keep);
+  } else {
+    each_leverage(pool, inverse_factor, conversations, count, call, keep);
+  }
 }
 
 void information_gain(const Rows& pool, const double* reward, const double* rationality, int64_t m, int64_t categories,

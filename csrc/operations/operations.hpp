@@ -15,17 +15,19 @@ void margin(const Rows& pool, const double* reward, double* out, const Call& cal
 void choice_probability(const double* margin, const double* rationality, int64_t n, double* out, const Call& call);
 void choice_weight(const double* margin, const double* rationality, int64_t n, double* out, const Call& call);
 
-// inverse_factor: W = L^-1, (d, d) row-major. conversations: null for all n, else `count` indices.
+// inverse_factor: W = L^-1, (d, d) row-major. conversations: null for all n, else `count` indices. single: products in
+// float.
 void leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
-              const Call& call);
+              const Call& call, bool single = false);
 
 // out (count, m) = log1p(w_ij h_i); rationality (m, C)
 void information_gain(const Rows& pool, const double* reward, const double* rationality, int64_t m, int64_t categories,
                       const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
                       const Call& call);
 
-// out (d, d) = ridge I + sum_t weight_t x_t x_t'
-void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call);
+// out (d, d) = ridge I + sum_t weight_t x_t x_t'; single: products and sums of up to 128 labels in float
+void information_matrix(const Rows& rows, const double* weight, double ridge, double* out, const Call& call,
+                        bool single = false);
 
 // out (d) = sum_t weight_t x_t, and sum_t weight_t (x_t' vector) x_t
 void weighted_sum(const Rows& rows, const double* weight, double* out, const Call& call);

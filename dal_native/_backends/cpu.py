@@ -70,8 +70,11 @@ def best_teacher(
     _kernels.best_teacher(margin, category, rationality, available, out_teacher, out_weight, threads)
 
 
-def leverage(pool: Pool, factor: Floats, conversations: Integers | None, out: Floats, threads: int) -> None:
-    _kernels.leverage(_view(pool), _linalg.triangular_inverse(factor), conversations, out, threads)
+def leverage(
+    pool: Pool, factor: Floats, conversations: Integers | None, single: bool, out: Floats, threads: int
+) -> None:
+    inverse = _linalg.triangular_inverse(factor)
+    _kernels.leverage(_view(pool), inverse, conversations, single, out, threads)
 
 
 def information_gain(
@@ -87,8 +90,10 @@ def information_gain(
     _kernels.information_gain(_view(pool), reward, rationality, inverse, conversations, out, threads)
 
 
-def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, threads: int) -> None:
-    _kernels.information_matrix(_view(pool), weight, ridge, out, threads)
+def information_matrix(
+    pool: Pool, weight: Floats, ridge: float, single: bool, out: Floats, threads: int
+) -> None:
+    _kernels.information_matrix(_view(pool), weight, ridge, single, out, threads)
 
 
 def weighted_sum(pool: Pool, weight: Floats, out: Floats, threads: int) -> None:

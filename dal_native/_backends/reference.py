@@ -192,8 +192,10 @@ def _leverage(x: Floats, factor: Floats) -> Floats:
     return np.asarray(np.einsum("ij,ij->j", y, y))
 
 
-def leverage(pool: Pool, factor: Floats, conversations: Integers | None, out: Floats, threads: int) -> None:
-    """h_i = x_i' M^-1 x_i = |L^-1 x_i|^2."""
+def leverage(
+    pool: Pool, factor: Floats, conversations: Integers | None, single: bool, out: Floats, threads: int
+) -> None:
+    """h_i = x_i' M^-1 x_i = |L^-1 x_i|^2; `single` permits float32."""
     with _float64():
         for start, stop, x in _blocks(pool, conversations):
             out[start:stop] = _leverage(x, factor)
@@ -226,15 +228,17 @@ def information_gain(
             out[start:stop] = np.log1p(w * _leverage(x, factor)[:, None])
 
 
-def information_matrix(pool: Pool, weight: Floats, ridge: float, out: Floats, threads: int) -> None:
-    """M = ridge I + sum_i w_i x_i x_i'."""
+def information_matrix(
+    pool: Pool, weight: Floats, ridge: float, single: bool, out: Floats, threads: int
+) -> None:
+    """M = ridge I + sum_i w_i x_i x_i'; `single` permits float32."""
     out[:] = ridge * np.eye(pool.d)
     with _float64():
         for start, stop, x in pool.blocks():
-            root = (
-                np.sqrt(weight[start:stop])[:, None] * x
-            )  # a product of a matrix with itself stays symmetric
-            out += root.T @ root
+            root = np.sqrt(np.abs(weight[start:stop]))[:, None] * x
+            plus, minus = root[weight[start:stop] > 0], root[weight[start:stop] < 0]
+            out += plus.T @ plus  # a product of a matrix with itself stays symmetric
+            out -= minus.T @ minus
 
 
 def weighted_sum(pool: Pool, weight: Floats, out: Floats, threads: int) -> None:
@@ -326,7 +330,7 @@ class _Greedy:
         self.matrix = p.matrix.copy()
         self._factorise()
         self.start_leverage = np.empty(n)
-        leverage(p.pool, self.factor, None, self.start_leverage, p.threads)
+        leverage(p.pool, self.factor, None, False, self.start_leverage, p.threads)
         self.anew = self.start_leverage  # as of the last time they were computed anew
         u = np.empty(n)
         margin(p.pool, p.reward, u, p.threads)
@@ -462,7 +466,7 @@ class _Greedy:
         if max(rounding, self.rounding) < DRIFT:
             update_leverage(pool, direction, w / (1.0 + w * h), self.leverage, threads)
         else:
-            leverage(pool, self.factor, None, self.leverage, threads)
+            leverage(pool, self.factor, None, False, self.leverage, threads)
             self.anew = self.leverage.copy()
         self.asked.setdefault(i, []).append(j)
         self._refresh(np.array([i]))
@@ -491,7 +495,7 @@ class _Greedy:
         """T, the most any batch could be worth at the final M, and what this batch is worth there."""
         p = self.problem
         h = np.empty(len(p.pool))
-        leverage(p.pool, self.factor, None, h, p.threads)
+        leverage(p.pool, self.factor, None, False, h, p.threads)
         batch_total = float(np.sum(w * h[i]))
         if p.cost is not None:
             spent = float(np.sum(p.cost[j, self.category[i]]))

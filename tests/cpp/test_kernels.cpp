@@ -535,6 +535,13 @@ void matrices_and_losses() {
       }
       for (int64_t i = 0; i < d; ++i) em[static_cast<size_t>(i * d + i)] += 0.25;
       for (size_t k = 0; k < em.size(); ++k) ok = ok && close(m[k], em[k], 1e-10);
+      information_matrix(view, weight.data(), 0.25, again.data(), Call{3, nullptr}, true);
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t j = 0; j < d; ++j) {
+          const double size = std::sqrt(em[static_cast<size_t>(i * d + i)] * em[static_cast<size_t>(j * d + j)]);
+          const auto at = static_cast<size_t>(i * d + j);
+          ok = ok && std::fabs(again[at] - em[at]) <= 1e-4 * size;
+        }
       for (size_t k = 0; k < eg.size(); ++k) ok = ok && close(g[k], eg[k], 1e-9);
       std::vector<double> sum(static_cast<size_t>(d)), product(sum), cells(static_cast<size_t>(3 * d)), shared(cells);
       std::vector<int64_t> row(static_cast<size_t>(n)), cell(row);

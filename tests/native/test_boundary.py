@@ -70,6 +70,8 @@ X = np.eye(3)
             "weight is negative at 1; expected weights of at least 0",
         ),
         (lambda: dn.information_matrix(X, [1.0, np.nan, 1.0]), r"weight is not finite at 1 \(nan\)"),
+        (lambda: dn.information_matrix(X, 1.0, precision="half"), "precision is 'half'; expected one of"),
+        (lambda: dn.leverage(X, X, precision=2), "precision is 2; expected one of 'double', 'single'"),
         (lambda: dn.information_matrix(X, np.ones((3, 1))), "weight has 2 dimensions"),
         (lambda: dn.information_matrix(X, 1.0, ridge=-1.0), "ridge is -1; expected a number of at least 0"),
         (lambda: dn.information_matrix(X, 1.0, ridge=np.nan), "ridge is nan; expected a finite number"),

@@ -64,6 +64,10 @@ def test_leverage(backend, dtype_name, d):
             some = np.array([n - 1, 0, n // 2, 0])
             h = dn.leverage(p.pool(), p.matrix, conversations=some, backend=backend)
             close(h, expected[some], t.tolerance(d, condition))
+            h = dn.leverage(p.pool(), p.matrix, some, precision="single", backend=backend)
+            close(h, expected[some], 1e-6 * condition)
+        h = dn.leverage(p.pool(), p.matrix, precision="single", backend=backend)
+        close(h, expected, 1e-6 * condition)
 
 
 @storage
@@ -90,6 +94,39 @@ def test_information_matrix(backend, dtype_name, d):
         size = (np.abs(x) * w[:, None]).T @ np.abs(x) + 0.5
         close(got, t.oracle_information_matrix(x, w, 0.5), t.tolerance(n + 8), size)
         assert (got == got.T).all()
+        single = dn.information_matrix(p.pool(), w, ridge=0.5, precision="single", backend=backend)
+        close(single, got, 1e-7 * (n + 8), size)
+        assert (single == single.T).all()
+
+
+def test_information_matrix_of_signed_weights(backend):
+    p, _ = case(130, 33, "float32")
+    x, w = p.rows(), np.random.default_rng(0).normal(0, 1, 130)
+    got = dn.information_matrix(p.pool(), w, ridge=0.0, signed=True, backend=backend)
+    close(
+        got,
+        t.oracle_information_matrix(x, w, 0.0),
+        t.tolerance(130),
+        (np.abs(x) * np.abs(w)[:, None]).T @ np.abs(x),
+    )
+    assert np.linalg.eigvalsh(got)[0] < 0
+
+
+@storage
+@pytest.mark.parametrize("n", [255, 256, 257, 1023, 1024, 1025, 2500])
+def test_information_matrix_of_many_labels(backend, dtype_name, n):
+    """Around the ends of blocks and of stretches."""
+    p = t.make_problem("isotropic", n, 19, dtype_name=dtype_name, seed=n)
+    x, w = p.rows(), np.random.default_rng(n).uniform(0, 1, n)
+    expected = t.oracle_information_matrix(x, w, 0.0)
+    size = (np.abs(x) * w[:, None]).T @ np.abs(x)
+    for precision, allowed in (("double", t.tolerance(n)), ("single", 1e-6)):
+        one, *more = (
+            dn.information_matrix(p.pool(), w, 0.0, precision=precision, backend=backend, threads=k)
+            for k in (1, 2, 7)
+        )
+        close(one, expected, allowed, size)
+        assert all(m.tobytes() == one.tobytes() for m in more)
 
 
 @storage
@@ -232,6 +269,7 @@ def everything(p, backend, threads):
     results = {
         "margin": u,
         "leverage": h,
+        "leverage in single precision": dn.leverage(pool, p.matrix, precision="single", **options),
         "some leverages": dn.leverage(pool, p.matrix, rng.integers(0, n, 100), **options),
         "update": dn.update_leverage(h, pool, p.reward, 0.01, **options),
         "information gain": dn.information_gain(pool, p.reward, p.rationality, p.matrix, **options),
