@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 FITS = {"marginal": "against the posterior", "joint_map": "joint maximum"}
-CHOICES = {"dual": "dual choice", "uniform": "uniform choice"}
+CHOICES = {"dual": "dual choice", "optimistic": "optimistic dual choice", "uniform": "uniform choice"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sizes:
     loop_n: int = 4_000
     loop_teachers: int = 20
     loop_labels: int = 600
-    loop_seeds: int = 4
+    loop_seeds: int = 8
     odd: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0)
     odd_repeats: int = 20
     odd_answers: int = 60
@@ -48,12 +48,13 @@ class Sizes:
     walkers: int = 6
     rounds: int = 12
     walked_answers: int = 30
+    draws: int = 10
 
 
 SMALL = Sizes(
-    answers=(3, 20), alike=3, crowds=2, loop_d=4, loop_n=200, loop_teachers=4, loop_labels=40, loop_seeds=2,
+    answers=(3, 20), alike=3, crowds=2, loop_d=4, loop_n=200, loop_teachers=4, loop_labels=80, loop_seeds=2,
     odd=(0.0, 1.0), odd_repeats=2, odd_answers=15, biased=3, biased_answers=20, walkers=2, rounds=3,
-    walked_answers=10,
+    walked_answers=10, draws=2,
 )  # fmt: skip
 
 
@@ -130,11 +131,10 @@ def table_shrinkage(found: Mapping[str, Any]) -> str:
 
 def confirming(sizes: Sizes) -> dict[str, Any]:
     """Two fits under active and under uniform choice: accuracy by labels, and beliefs about teachers."""
-    runs = {f"{fit}, {choice}": [] for choice in CHOICES for fit in FITS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in _LOOPS}
     for seed in range(sizes.loop_seeds):
-        for choice in CHOICES:
-            for fit in FITS:
-                runs[f"{fit}, {choice}"].append(_loop(sizes, seed, fit, choice))
+        for name, found in runs.items():
+            found.append(_loop(sizes, seed, *name.split(", ")))
         common.say(f"seed {seed}: " + ", ".join(f"{k} {v[-1]['accuracy'][-1]:.3f}" for k, v in runs.items()))
     return {"runs": runs}
 
@@ -144,12 +144,11 @@ def _loop(sizes: Sizes, seed: int, fit: str, choice: str) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     d, m, n = sizes.loop_d, sizes.loop_teachers, sizes.loop_n
     rows = SENTENCES.rows(rng, 2 * n, d).astype(np.float64)
-    rows /= np.sqrt(np.mean(np.sum(rows**2, axis=1)))
     theta = rng.standard_normal(d)
-    theta *= 2.0 / np.std(rows @ theta)
+    rows *= 2.0 / np.std(rows @ theta)
     x, held_out = rows[:n], rows[n:]
     true = centred(rng.lognormal(0.0, 0.8, m))
-    asked = np.column_stack([rng.permutation(n)[:20], rng.integers(0, m, 20)])
+    asked = np.column_stack([rng.permutation(n)[:40], np.arange(40) % m])
     model = dl.RewardModel(method=fit, tol=1e-4)
     label, curve = np.zeros(0), []
     while True:
@@ -162,13 +161,14 @@ def _loop(sizes: Sizes, seed: int, fit: str, choice: str) -> dict[str, Any]:
         if choice == "uniform":
             more = np.column_stack([rng.integers(0, n, 20), rng.integers(0, m, 20)])
         else:
-            batch = dn.select_batch(
-                x, model.coef_, model.rationality_, model.information_, 20, exclude=asked, threads=1
-            )
+            options: dict[str, Any] = {"exclude": asked, "threads": 1}
+            if choice == "optimistic":
+                options |= {"criterion": choice, "rationality_interval": model.rationality_interval_}
+            batch = dn.select_batch(x, model.coef_, model.rationality_, model.information_, 20, **options)
             more = np.column_stack([batch.conversation, batch.teacher])
         asked = np.concatenate([asked, more])
     return {
-        "labels": list(range(20, len(asked) + 1, 20)),
+        "labels": list(range(40, len(asked) + 1, 20)),
         "accuracy": [round(value, 5) for value in curve],
         "true": true.round(4).tolist(),
         "estimate": model.rationality_[:, 0].round(4).tolist(),
@@ -176,12 +176,16 @@ def _loop(sizes: Sizes, seed: int, fit: str, choice: str) -> dict[str, Any]:
     }
 
 
-_LOOP_STYLE = {
+#: Fit and choice, with the colour and line of its curve.
+_LOOPS = {
     "marginal, dual": ("tab:blue", "-"),
+    "marginal, optimistic": ("tab:green", "--"),
     "joint_map, dual": ("tab:red", "-"),
     "marginal, uniform": ("tab:blue", ":"),
     "joint_map, uniform": ("tab:red", ":"),
 }
+#: Seeds whose teachers are drawn.
+_SHOWN = 3
 #: Answers from which on a teacher's mark is larger.
 _MANY = (10, 30, 100)
 
@@ -194,15 +198,15 @@ def _loop_words(name: str) -> str:
 def plot_confirming(found: Mapping[str, Any], figure: Any) -> None:
     curves, teachers = figure.subplots(1, 2)
     for name, runs in found["runs"].items():
-        colour, line = _LOOP_STYLE[name]
+        colour, line = _LOOPS[name]
         mean = np.mean([run["accuracy"] for run in runs], axis=0)
         curves.plot(runs[0]["labels"], mean, line, color=colour, label=_loop_words(name))
     curves.set_xlabel("labels")
     curves.set_ylabel("held-out accuracy, mean over seeds")
     curves.legend(fontsize=7)
     for fit, mark in (("marginal", "o"), ("joint_map", "s")):
-        colour = _LOOP_STYLE[f"{fit}, dual"][0]
-        runs = found["runs"][f"{fit}, dual"]
+        colour = _LOOPS[f"{fit}, dual"][0]
+        runs = found["runs"][f"{fit}, dual"][:_SHOWN]
         true, estimate, count = (
             np.concatenate([run[key] for run in runs]) for key in ("true", "estimate", "answers")
         )
@@ -213,32 +217,33 @@ def plot_confirming(found: Mapping[str, Any], figure: Any) -> None:
         teachers.plot([], [], mark, color=colour, fillstyle="none", label=_loop_words(f"{fit}, dual"))
     teachers.loglog([0.1, 10], [0.1, 10], color="tab:gray", linewidth=0.8)
     teachers.set_xlabel("true rationality (larger marks: more answers)")
-    teachers.set_ylabel("estimate after the last round")
+    teachers.set_ylabel(f"estimate after the last round, {_SHOWN} seeds")
     teachers.legend(fontsize=7)
 
 
 def table_confirming(found: Mapping[str, Any]) -> str:
     head = ["fit, choice of pairs", "held-out accuracy at the end", "standard error",
             "correlation of log rationality with the truth", "labels from the teacher asked most",
-            "who is truly the number, of all"]  # fmt: skip
+            "that teacher's estimate / truth, median", "that teacher's true rank, by seed"]  # fmt: skip
     lines = []
     for name, runs in found["runs"].items():
         last = np.array([run["accuracy"][-1] for run in runs])
         logs = [np.corrcoef(np.log(run["true"]), np.log(run["estimate"]))[0, 1] for run in runs]
         share = [max(run["answers"]) / sum(run["answers"]) for run in runs]
-        rank = [_rank_of_busiest(run) for run in runs]
+        over, rank = zip(*(_busiest(run) for run in runs), strict=True)
         lines.append(
             [_loop_words(name), f"{last.mean():.3f}", f"{last.std(ddof=1) / np.sqrt(len(last)):.3f}",
-             f"{np.mean(logs):.2f}", f"{np.mean(share):.0%}", ", ".join(map(str, rank))]
+             f"{np.mean(logs):.2f}", f"{np.mean(share):.0%}", f"{np.median(over):.1f}",
+             ", ".join(map(str, rank))]
         )  # fmt: skip
     seeds = len(next(iter(found["runs"].values())))
     return f"{seeds} seeds, the same crowds and first labels for every row.\n\n" + common.table(head, lines)
 
 
-def _rank_of_busiest(run: Mapping[str, Any]) -> int:
-    """1 where the teacher who was asked most is the most rational one."""
-    true = np.array(run["true"])
-    return int(np.sum(true >= true[int(np.argmax(run["answers"]))]))
+def _busiest(run: Mapping[str, Any]) -> tuple[float, int]:
+    """Of the teacher who was asked most: estimate over truth, and true rank (1 is the most rational)."""
+    true, k = np.array(run["true"]), int(np.argmax(run["answers"]))
+    return float(run["estimate"][k] / true[k]), int(np.sum(true >= true[k]))
 
 
 # --------------------------------------------------------------------------------------- near and below zero
@@ -301,46 +306,52 @@ def table_zero(found: Mapping[str, Any]) -> str:
 
 
 def pieces(sizes: Sizes) -> dict[str, Any]:
-    """Position biases and a drifting crowd, recovered."""
-    return {"bias": _biases(sizes), "drift": _paths(sizes)}
+    """Position biases and drifting crowds, recovered: the first draw in full, errors over all."""
+    biases = [_biases(sizes, seed) for seed in range(sizes.draws)]
+    paths = [_paths(sizes, seed) for seed in range(sizes.draws)]
+    true, estimate, error = (np.array([draw[k] for draw in biases]) for k in ("true", "estimate", "error"))
+    inside = np.abs(estimate - true) <= 1.96 * error
+    return {
+        "draws": sizes.draws,
+        "bias": biases[0]
+        | {"size": _rms(true), "rms": _rms(estimate - true), "covered": float(np.mean(inside))},
+        "drift": {
+            "true": np.exp(paths[0]["true"]).round(4).tolist(),
+            "estimate": np.exp(paths[0]["estimate"]).round(4).tolist(),
+            "answers": sizes.walked_answers,
+            "rms": _rms(np.array([draw["estimate"] - draw["true"] for draw in paths])),
+            "rms_constant": _rms(np.array([draw["constant"] - draw["true"] for draw in paths])),
+        },
+    }
 
 
-def _biases(sizes: Sizes) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
+def _biases(sizes: Sizes, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
     teacher = np.tile(np.arange(sizes.biased), sizes.biased_answers)
     theta, x = rng.standard_normal(sizes.d), rng.standard_normal((len(teacher), sizes.d))
     true, beta = rng.normal(0.0, 0.5, sizes.biased), centred(rng.lognormal(0.0, 0.5, sizes.biased))
     side = rng.choice([-1, 1], len(teacher))
     label = answers(rng, beta[teacher] * (x @ theta) + true[teacher] * side)
     model = dl.RewardModel(position_bias=0.5).fit(x, label, teacher=teacher, side=side)
-    return {
-        "true": true.round(4).tolist(),
-        "estimate": model.position_bias_.round(4).tolist(),
-        "error": model.position_bias_se_.round(4).tolist(),
-    }
+    found = {"true": true, "estimate": model.position_bias_, "error": model.position_bias_se_}
+    return {key: values.round(4).tolist() for key, values in found.items()}
 
 
-def _paths(sizes: Sizes) -> dict[str, Any]:
-    rng = np.random.default_rng(1)
-    m, when = sizes.walkers, np.arange(sizes.rounds)
+def _paths(sizes: Sizes, seed: int) -> dict[str, Floats]:
+    """Logarithms: the truth, a fit that lets rationalities drift, and one that does not; (m, rounds)."""
+    rng = np.random.default_rng(seed)
+    m = sizes.walkers
     steps = np.column_stack([rng.normal(0.0, 0.5, m), rng.normal(0.0, 0.25, (m, sizes.rounds - 1))])
     true = np.cumsum(steps, axis=1)
     true -= true.mean()
     teacher = np.repeat(np.arange(m), sizes.rounds * sizes.walked_answers)
-    round = np.tile(np.repeat(when, sizes.walked_answers), m)
+    when = np.tile(np.repeat(np.arange(sizes.rounds), sizes.walked_answers), m)
     theta, x = rng.standard_normal(sizes.d), rng.standard_normal((len(teacher), sizes.d))
-    label = answers(rng, np.exp(true[teacher, round]) * (x @ theta))
-    walking = dl.RewardModel(drift=0.25).fit(x, label, teacher=teacher, round=round)
+    label = answers(rng, np.exp(true[teacher, when]) * (x @ theta))
+    walking = dl.RewardModel(drift=0.25).fit(x, label, teacher=teacher, round=when)
     still = dl.RewardModel().fit(x, label, teacher=teacher)
-    path = walking.rationality_path_[:, 0]
-    constant = np.log(still.rationality_)
-    return {
-        "true": np.exp(true).round(4).tolist(),
-        "estimate": path.round(4).tolist(),
-        "answers": sizes.walked_answers,
-        "error": float(np.sqrt(np.mean((np.log(path) - true) ** 2))),
-        "error_constant": float(np.sqrt(np.mean((constant - true) ** 2))),
-    }
+    path, constant = np.log(walking.rationality_path_[:, 0]), np.log(still.rationality_)
+    return {"true": true, "estimate": path, "constant": np.broadcast_to(constant, true.shape)}
 
 
 def plot_pieces(found: Mapping[str, Any], figure: Any) -> None:
@@ -365,15 +376,14 @@ def plot_pieces(found: Mapping[str, Any], figure: Any) -> None:
 
 def table_pieces(found: Mapping[str, Any]) -> str:
     bias, drift = found["bias"], found["drift"]
-    true, estimate, error = (np.array(bias[key]) for key in ("true", "estimate", "error"))
     m, rounds = np.shape(drift["true"])
-    inside = int(np.sum(np.abs(estimate - true) <= 1.96 * error))
     return (
-        f"Left: {len(true)} teachers; true biases have a root mean square of {_rms(true):.2f}, the estimates "
-        f"an error of {_rms(estimate - true):.2f}; {inside} of {len(true)} intervals hold the truth. Right: "
-        f"{m} teachers over {rounds} rounds, {drift['answers']} answers of each in a round; root mean square "
-        f"error of log rationality {drift['error']:.2f} with `drift=0.25`, {drift['error_constant']:.2f} "
-        "with one rationality for all rounds."
+        f"The first of {found['draws']} draws; errors over all. Left: {len(bias['true'])} teachers; true "
+        f"biases have a root mean square of {bias['size']:.2f}, their estimates an error of "
+        f"{bias['rms']:.2f}; {bias['covered']:.1%} of the intervals hold the truth. Right: {m} teachers over "
+        f"{rounds} rounds, {drift['answers']} answers of each in a round, steps of 0.25; root mean square "
+        f"error of log rationality {drift['rms']:.2f} with `drift=0.25`, {drift['rms_constant']:.2f} with "
+        "one rationality for all rounds."
     )
 
 
