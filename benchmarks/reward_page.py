@@ -216,6 +216,10 @@ def plot_confirming(found: Mapping[str, Any], figure: Any) -> None:
                           markersize=2 + 2.5 * k, markeredgewidth=0.8)  # fmt: skip
         teachers.plot([], [], mark, color=colour, fillstyle="none", label=_loop_words(f"{fit}, dual"))
     teachers.loglog([0.1, 10], [0.1, 10], color="tab:gray", linewidth=0.8)
+    ticks = [0.1, 0.25, 0.5, 1, 2, 4, 10]
+    teachers.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    teachers.set_yticks(ticks, [f"{value:g}" for value in ticks])
+    teachers.minorticks_off()
     teachers.set_xlabel("true rationality (larger marks: more answers)")
     teachers.set_ylabel(f"estimate after the last round, {_SHOWN} seeds")
     teachers.legend(fontsize=7)
