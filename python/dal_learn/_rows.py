@@ -61,20 +61,17 @@ class Rows:
 
     def gram(self, weight: Floats, single: bool = False) -> Floats:
         """sum_t w_t x_t x_t', (d, d)."""
-        total = np.zeros((self.d, self.d))
+        total, precision = np.zeros((self.d, self.d)), "single" if single else "double"
         for pool, part in self._parts():
-            mine = np.ascontiguousarray(weight[part])
-            if mine.min() >= 0:
-                total += dn.information_matrix(pool, mine, ridge=0.0)
-                continue
-            for start, stop, block in pool.blocks():
-                total += (block.T * mine[start:stop]) @ block
+            total += dn.information_matrix(pool, weight[part], ridge=0.0, signed=True, precision=precision)
         return total
 
     def leverage(self, lower: Floats, single: bool = False) -> Floats:
         """x'(L L')^-1 x of every row, (U,)."""
-        factor = np.ascontiguousarray(lower)
-        parts = [leverage_from_factor(pool, factor, None, "auto", None) for pool, _ in self._parts()]
+        factor, precision = np.ascontiguousarray(lower), "single" if single else "double"
+        parts = [
+            leverage_from_factor(pool, factor, None, precision, "auto", None) for pool, _ in self._parts()
+        ]
         return np.concatenate([np.zeros(0), *parts])
 
     def hessian_vector(self, weight: Floats, vector: Floats) -> Floats:
