@@ -219,7 +219,7 @@ class _Problem:
         x = np.zeros(self.pool.d)
         for start in range(0, len(rows), self.step):
             stop = start + self.step
-            x += weight[start:stop] @ decode(self.pool.rows[rows[start:stop]], self.pool.dtype_name)
+            x += weight[start:stop] @ decode(self.pool.stored()[rows[start:stop]], self.pool.dtype_name)
         return x
 
     def covariance(self, probability: Vector) -> Vector:
@@ -237,7 +237,7 @@ class _Problem:
             for start in range(int(self.offsets[first]), int(self.offsets[last]), self.step):
                 stop = min(start + self.step, int(self.offsets[last]))
                 prompt = np.searchsorted(self.offsets, np.arange(start, stop), side="right") - 1
-                centred = decode(self.pool.rows[start:stop], self.pool.dtype_name) - mean[prompt - first]
+                centred = decode(self.pool.stored()[start:stop], self.pool.dtype_name) - mean[prompt - first]
                 centred *= share[start:stop, None]
                 total += centred.T @ centred
         return total

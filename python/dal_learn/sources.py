@@ -684,8 +684,8 @@ def _vectors(path: PathLike) -> NDArray[Any]:
     if len(pool) == 0:
         raise FileFormatError(path, None, "holds no vector")
     if pool.dtype_name == "bfloat16":
-        return decode(pool.rows, pool.dtype_name).astype(np.float32)
-    return pool.rows
+        return decode(pool.stored(), pool.dtype_name).astype(np.float32)
+    return np.asarray(pool.stored())
 
 
 def _stored_offsets(path: PathLike) -> Any:
