@@ -67,14 +67,18 @@ class Design:
         batch is chosen so, unless this is 0.
     seed : int
         Decides everything random here.
-    ridge : float
-        Gaussian prior on theta, and ridge of the information matrix.
-    rationality_scale : float
-        Prior standard deviation of log rationality.
+    ridge : float or "evidence"
+        Gaussian prior on theta, and ridge of the information matrix; "evidence" fits it anew in every round
+        (1 before any answer, and in `Round.log_det`).
+    rationality_scale : float or "evidence"
+        Prior standard deviation of log rationality; "evidence" fits it anew in every round.
     fit : str
         How rationalities are fitted: "marginal", "joint_map" or "homogeneous".
     signed : bool
         Let rationalities be negative: some teachers may be worse than a coin.
+    category_correlation, lapse, ties, position_bias, drift
+        As in `RewardModel`, which learns the sides that were shown (0 for simulated and replayed teachers,
+        who see none) and the round of every answer.
     stop_gain : float
         Stop before a batch whose log-determinant gain per pick is below this; 0 never stops.
     repeats : int
@@ -120,10 +124,15 @@ class Design:
     batch: int = 20
     seed_labels: int = 40
     seed: int = 0
-    ridge: float = 1.0
-    rationality_scale: float = 0.5
+    ridge: float | str = 1.0
+    rationality_scale: float | str = 0.5
     fit: str = "marginal"
     signed: bool = False
+    category_correlation: float = 0.5
+    lapse: float | str = 0.0
+    ties: bool = False
+    position_bias: float = 0.0
+    drift: float = 0.0
     stop_gain: float = 0.0
     repeats: int = 1
     optimism: float = 0.0
@@ -148,9 +157,17 @@ class Design:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
         for name in ("ridge", "rationality_scale"):
-            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number above 0")
-        for name in ("stop_gain", "optimism"):
+            value = getattr(self, name)
+            if value != "evidence" and not (_is_number(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}, expected a finite number above 0, or 'evidence'")
+        if self.lapse != "fit" and not (_is_number(self.lapse) and 0 <= self.lapse < 1):  # type: ignore[operator]
+            raise ValueError(f"lapse is {self.lapse!r}, expected a share of at least 0 and below 1, or 'fit'")
+        if not (_is_number(self.category_correlation) and 0 <= self.category_correlation < 1):
+            raise ValueError(
+                f"category_correlation is {self.category_correlation!r}, "
+                "expected a share of at least 0 and below 1"
+            )
+        for name in ("stop_gain", "optimism", "position_bias", "drift"):
             if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number of at least 0")
         if not (_is_number(self.gold_share) and 0 <= self.gold_share < 1):
@@ -161,8 +178,11 @@ class Design:
             raise ValueError(
                 f"optimism_level is {self.optimism_level!r}, expected a probability above 0 and below 1"
             )
-        if not isinstance(self.signed, bool | np.bool_):
-            raise ValueError(f"signed is {self.signed!r}, expected True or False")
+        for name in ("signed", "ties"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        if self.ties and self.lapse:
+            raise ValueError(f"ties is True and lapse is {self.lapse!r}, expected one or the other")
         self._check_capacity()
         if self.fit not in _FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {', '.join(_FITS)}")
@@ -203,6 +223,11 @@ class Design:
             method=self.fit,
             rationality=rationality,
             signed=self.signed,
+            category_correlation=self.category_correlation,
+            lapse=self.lapse,
+            ties=self.ties,
+            position_bias=self.position_bias,
+            drift=self.drift,
         )
 
 
@@ -550,21 +575,23 @@ class Study:
             "category": c.category[rows],
             "n_teachers": self.n_teachers + bool(len(self.gold)),
             "n_categories": c.n_categories,
+            **self._shown(),
         }
 
-    def shown(self) -> tuple[Integers, Integers]:
-        """Round and side of every row of `fit_arguments`: two (k,) arrays.
+    def _shown(self) -> dict[str, Integers]:
+        """Round and side of every answer, then of the known answers.
 
         The side is +1 where b was shown first, -1 where a was, 0 for known answers and where teachers were
-        shown no sides (simulated and replayed ones).
+        shown no sides (simulated and replayed ones). A known answer counts as of the last round.
         """
         pairs = zip(self.issued.conversation.tolist(), self.issued.teacher.tolist(), strict=True)
         given = np.array([pair in self.answers for pair in pairs], np.bool_)
-        none = np.zeros(len(self.known()), np.int64)
         number, side = self.issued.round[given], np.where(self.issued.swapped[given], 1, -1)
         if not getattr(self.teachers, "shows_sides", False):
             side = np.zeros_like(side)
-        return np.append(number, none), np.append(side, none)
+        known = np.zeros(len(self.known()), np.int64)
+        last = int(number.max(initial=0))
+        return {"round": np.append(number, known + last), "side": np.append(side, known)}
 
     def flags(self, level: float = LEVEL, least: int = LEAST) -> list[dict[str, Any]]:
         """Teachers who oppose, click at random, drift or prefer a side, by the last fit.
@@ -587,15 +614,15 @@ class Study:
         self.restore_model()
         if self.model is None:
             raise ValueError("the study has no answer yet, expected at least one to judge teachers by")
-        given, (number, side) = self.fit_arguments(), self.shown()
+        given = self.fit_arguments()
         return flag_teachers(
             self.model,
             given["X"],
             given["y"],
             given["teacher"],
             category=given["category"],
-            round=number,
-            side=side,
+            round=given["round"],
+            side=given["side"],
             names=self.teachers.names,
             level=level,
             least=least,
@@ -616,19 +643,28 @@ class Study:
             return np.zeros(self.conversations.d), np.ones(shape)
         return np.asarray(self.model.coef_), np.asarray(self.model.rationality_)[: self.n_teachers]
 
-    def information(self, reward: Floats, rationality: Floats) -> Floats:
-        """Information of every pair asked so far, ridge included, at these parameters: (d, d)."""
+    @property
+    def ridge(self) -> float:
+        """The ridge in force: as set, or as the evidence of the last fit says (1 before)."""
+        if self.settings.ridge != "evidence":
+            return float(self.settings.ridge)
+        return 1.0 if self.model is None else float(self.model.ridge_)
+
+    def information(self, reward: Floats, rationality: Floats, ridge: float | None = None) -> Floats:
+        """Information of every pair asked so far at these parameters, the ridge in force included: (d, d)."""
         conversation, teacher = self._kept()
         differences = self.conversations.differences(conversation)
         beta = rationality[teacher, self.conversations.category[conversation]]
         weight = np.asarray(dn.choice_weight(differences @ reward, beta))
-        return np.asarray(dn.information_matrix(differences, weight, ridge=self.settings.ridge))
+        ridge = self.ridge if ridge is None else ridge
+        return np.asarray(dn.information_matrix(differences, weight, ridge=ridge))
 
     def _log_spread(self) -> Floats:
         """Standard error of every log rationality, (m, C); the prior's before any answer."""
         if self.model is None:
             shape = (self.n_teachers, self.conversations.n_categories)
-            return np.full(shape, float(self.settings.rationality_scale))
+            scale = self.settings.rationality_scale
+            return np.full(shape, 0.5 if scale == "evidence" else float(scale))
         return self.model.rationality_se_[: self.n_teachers] / np.abs(self.estimates[1])
 
     def _interval(self) -> Floats | None:
@@ -658,7 +694,7 @@ class Study:
             rationality=rationality,
             matrix=self.information(reward, rationality) + self._known_information(reward),
             admissible=self._admissible(self._position[self.gold]),
-            ridge=self.settings.ridge,
+            ridge=self.ridge,
             cost=getattr(self.teachers, "cost", None),
             repeats=self.settings.repeats,
             optimism=self.settings.optimism,
@@ -836,7 +872,8 @@ class Study:
         accuracy, log_loss = self._held_out(reward)
         log_det = direction = None
         if self.common is not None:
-            log_det = float(np.linalg.slogdet(self.information(*self.common))[1])
+            ridge = 1.0 if self.settings.ridge == "evidence" else float(self.settings.ridge)
+            log_det = float(np.linalg.slogdet(self.information(*self.common, ridge))[1])
         if self.truth is not None:
             lengths = float(np.linalg.norm(reward) * np.linalg.norm(self.truth[0]))
             direction = 1.0 - float(reward @ self.truth[0]) / lengths if lengths > 0 else 1.0

@@ -94,6 +94,23 @@ def main() -> None:
 # -------------------------------------------------------------------------------------------- shared options
 
 
+class _NumberOr(click.ParamType):  # type: ignore[type-arg]
+    """A number, or one word."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.name = f"number|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """The number, or the word."""
+        if value == self.word:
+            return self.word
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {self.word!r}", param, ctx)
+
+
 def _options(*decorators: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def apply(command: Callable[..., Any]) -> Callable[..., Any]:
         for decorate in reversed(decorators):
@@ -125,13 +142,23 @@ _data_options = _options(
 )  # fmt: skip
 
 _model_options = _options(
-    click.option("--ridge", type=float, default=1.0, show_default=True,
-                 help="Prior precision of the reward."),
-    click.option("--rationality-scale", type=float, default=0.5, show_default=True,
-                 help="Prior standard deviation of log rationality."),
+    click.option("--ridge", type=_NumberOr("evidence"), default="1.0", show_default=True,
+                 help="Prior precision of the reward, or evidence: what makes the answers likeliest."),
+    click.option("--rationality-scale", type=_NumberOr("evidence"), default="0.5", show_default=True,
+                 help="Prior standard deviation of log rationality, or evidence."),
+    click.option("--category-correlation", type=float, default=0.5, show_default=True,
+                 help="Share of its variance that a teacher's categories have in common, from 0 to below 1."),
     click.option("--fit", "fit_method", type=click.Choice(["marginal", "joint_map", "homogeneous"]),
                  default="marginal", show_default=True, help="How rationalities are fitted."),
     click.option("--signed", is_flag=True, help="Let rationalities be negative: teachers worse than a coin."),
+    click.option("--lapse", type=_NumberOr("fit"), default="0.0", show_default=True,
+                 help="Share of answers given by a coin, or fit: estimated for the crowd."),
+    click.option("--ties", is_flag=True,
+                 help="Ties are an outcome of their own (Rao and Kupper), not half an answer for each side."),
+    click.option("--position-bias", type=float, default=0.0, show_default=True,
+                 help="Prior standard deviation of each teacher's bias to what is shown first; 0: none."),
+    click.option("--drift", type=float, default=0.0, show_default=True,
+                 help="Standard deviation of a step of log rationality from round to round; 0: none."),
 )  # fmt: skip
 
 _asking_options = _options(
@@ -289,8 +316,6 @@ class _Answers(NamedTuple):
     names: tuple[str, ...]
     encoder: str | None
     fit: Mapping[str, Any]  # arguments of RewardModel.fit
-    round: NDArray[np.int64] | None  # of each row that is fitted to
-    side: NDArray[np.int64] | None
 
 
 def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
@@ -300,7 +325,7 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
             study = campaign.study
             found, fit = study.labelled(), study.fit_arguments()
             about = study.teachers.names, campaign.encoder
-            return _Answers(study.conversations, *found, *about, fit, *study.shown())
+            return _Answers(study.conversations, *found, *about, fit)
     read = _load(folder, given)
     if read.votes is None:
         raise ValueError("no recorded votes: expected votes.csv in FOLDER, or --votes")
@@ -315,7 +340,7 @@ def _answers(folder: Path | None, given: Mapping[str, Any]) -> _Answers:
         "n_categories": c.n_categories,
     }
     found = v.conversation, v.teacher, v.label
-    return _Answers(c, *found, v.teacher_names, read.encoder, fit, None, None)
+    return _Answers(c, *found, v.teacher_names, read.encoder, fit)
 
 
 # ------------------------------------------------------------------------------------------------------ demo
@@ -526,18 +551,25 @@ def _design(given: Mapping[str, Any], method: str, budget: int) -> Design:
         budget=budget,
         batch=given["batch"],
         seed_labels=given["seed_labels"],
-        ridge=given["ridge"],
-        rationality_scale=given["rationality_scale"],
-        fit=given["fit_method"],
-        signed=given["signed"],
         stop_gain=given["stop_gain"],
         repeats=given["repeats"],
         optimism=given["optimism"],
+        **_fit_settings(given),
         criterion=given["criterion"],
         optimism_level=given["optimism_level"],
         explore=given["explore"],
         gold_share=given["gold_share"],
     )
+
+
+_FIT_SETTINGS = (
+    "ridge", "rationality_scale", "category_correlation", "signed", "lapse", "ties", "position_bias", "drift",
+)  # fmt: skip
+
+
+def _fit_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Design` takes of the model options."""
+    return {"fit": given["fit_method"], **{name: given[name] for name in _FIT_SETTINGS}}
 
 
 def _methods(method: str, baselines: str) -> tuple[str, ...]:
@@ -724,20 +756,21 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
     i, j, y, names = found.conversation, found.teacher, found.label, found.names
     if len(y) == 0:
         raise ValueError("there is no answer to fit to; expected at least one")
-    model = RewardModel(
-        ridge=given["ridge"],
-        rationality_scale=given["rationality_scale"],
-        method=given["fit_method"],
-        signed=given["signed"],
-    ).fit(**found.fit)
+    for name, needed in (("drift", "round"), ("position_bias", "side")):
+        if given[name] > 0 and needed not in found.fit:
+            raise ValueError(
+                f"{name} is {given[name]:g}, but recorded votes do not say the {needed} of an answer; "
+                "expected a campaign"
+            )
+    model = Design(**_fit_settings(given)).model().fit(**found.fit)
     flags = flag_teachers(
         model,
         found.fit["X"],
         found.fit["y"],
         found.fit["teacher"],
         category=found.fit["category"],
-        round=found.round,
-        side=found.side,
+        round=found.fit.get("round"),
+        side=found.fit.get("side"),
         names=names,
     )
     rows = comparison.teacher_table(model, found.conversations, names, i, j, y, flags=flags)

@@ -1112,7 +1112,7 @@ def policy_summary(
 
 def _ridge(model: RewardModel) -> float:
     """The ridge inside the information matrix."""
-    return float(getattr(model, "ridge_", model.ridge))
+    return float(model.ridge_)
 
 
 def _policy_figures(c: Conversations, policy: PessimisticPolicy, reward: Floats | None) -> dict[str, Any]:

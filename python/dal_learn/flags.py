@@ -247,12 +247,12 @@ class _Crowd:
             basis = scipy.linalg.qr(x.T, mode="economic", check_finite=False)[0]
             x, theta = np.ascontiguousarray(x @ basis), basis.T @ theta
         self.x, self.theta, self.label, self.teacher = x, theta, answers.label, answers.teacher
-        self.said, self.lapse, self.ridge = (
-            answers.said,
-            float(getattr(model, "lapse_", model.lapse)),
-            float(getattr(model, "ridge_", model.ridge)),
-        )
-        self.beta = model.rationality_[answers.teacher, answers.category]
+        self.said, self.lapse, self.ridge = answers.said, model.lapse_, model.ridge_
+        cell = answers.teacher, answers.category
+        self.beta = model.rationality_[cell]
+        if model.drift and answers.round is not None:  # what each was when he answered
+            when = np.clip(np.searchsorted(model.rounds_, answers.round), 0, len(model.rounds_) - 1)
+            self.beta = model.rationality_path_[(*cell, when)]
         self.margin = x @ theta
         self.weight, self.score = self._derivatives(self.margin)
         self.gradient = self.score @ x - self.ridge * theta
