@@ -190,7 +190,14 @@ def test_without_seed_labels_the_design_chooses_from_the_start():
         ({"ridge": 0.0}, "ridge is 0.0, expected a finite number above 0"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"stop_gain": -1.0}, "stop_gain is -1.0"),
-        ({"ridge": "a"}, "ridge is 'a', expected a finite number above 0"),
+        ({"ridge": "a"}, "ridge is 'a', expected a finite number above 0, or 'evidence'"),
+        ({"lapse": 1.0}, "lapse is 1.0, expected a share of at least 0 and below 1, or 'fit'"),
+        ({"lapse": "some"}, "lapse is 'some'"),
+        ({"category_correlation": 1}, "category_correlation is 1, expected a share"),
+        ({"position_bias": -1.0}, "position_bias is -1.0"),
+        ({"drift": "much"}, "drift is 'much'"),
+        ({"ties": 1}, "ties is 1, expected True or False"),
+        ({"ties": True, "lapse": 0.1}, "ties is True and lapse is 0.1, expected one or the other"),
         ({"ridge": True}, "ridge is True"),
         ({"rationality_scale": None}, "rationality_scale is None"),
         ({"stop_gain": "0"}, "stop_gain is '0'"),
@@ -264,6 +271,43 @@ def test_splits_keep_prompts_whole_and_differ_by_seed():
             split_by_prompt(prompt, share, 0)
     with pytest.raises(ValueError, match="1 prompt cannot be split"):
         split_by_prompt([0, 0], 0.5, 0)
+
+
+def test_settings_of_the_fit_reach_it():
+    chosen = {
+        "ridge": "evidence", "rationality_scale": "evidence", "category_correlation": 0.2, "signed": True,
+        "lapse": "fit", "position_bias": 0.7, "drift": 0.1,
+    }  # fmt: skip
+    assert {k: Design(**chosen).model().get_params()[k] for k in chosen} == chosen
+    assert Design(ties=True).model().ties is True
+
+
+def test_a_ridge_by_evidence_is_the_one_in_force():
+    study = make_study(budget=36, ridge="evidence", rationality_scale="evidence")
+    assert study.ridge == 1.0 and study._log_spread().max() == 0.5
+    study.run()
+    assert study.ridge == study.model.ridge_ != 1.0
+    assert study._state().ridge == study.ridge
+    assert study._state().matrix == pytest.approx(study.model.information_, rel=1e-9)
+    fixed = study.information(*study.common, 1.0)
+    assert study.rounds[-1].log_det == pytest.approx(np.linalg.slogdet(fixed)[1])
+
+
+def test_the_round_of_every_answer_reaches_the_fit():
+    """A teacher who turns round half-way: with drift the last rationality is the last one."""
+    c = make_conversations(prompts=60)
+    schedule = np.ones((10, 3))
+    schedule[3:, 0] = 0.0
+    fitted = {}
+    for drift in (0.0, 0.5):
+        teachers = SimulatedTeachers(c, np.full(4, 1.5), np.full((3, 2), 1.5), seed=1, schedule=schedule)
+        settings = Design(method="uniform", budget=280, batch=28, seed_labels=28, drift=drift)
+        study = Study(c, teachers, settings)
+        study.run()
+        given = study.fit_arguments()
+        assert given["round"].tolist() == study.issued.round.tolist() and not given["side"].any()
+        fitted[drift] = study.model.rationality_[0].mean() / study.model.rationality_[1:].mean()
+    assert fitted[0.5] < 0.7 * fitted[0.0]
 
 
 # ------------------------------------------------------------------------------------------------ the ledger
@@ -514,6 +558,25 @@ def test_unanswered_pairs_count_as_information_until_given_up(tmp_path):
         campaign.ingest(answer_all(rows[4:], "skip"))
         given_up = np.linalg.slogdet(campaign.study.information(reward, rationality))[1]
         assert given_up < waiting
+
+
+def test_the_side_shown_reaches_the_fit(tmp_path):
+    """Anna takes what stands on the left, Ben the better one: the bias is found where it is."""
+    with begin(tmp_path / "c", seed_labels=120, position_bias=1.0) as campaign:
+        rows = campaign.select()
+        c = campaign.study.conversations
+        answers = []
+        for k, row in enumerate(rows):
+            left_is_b = row["left"] == c.texts.completions[c.pairs[c.ids.index(row["conversation"])][1]]
+            better = "left" if left_is_b == (c.gold[c.ids.index(row["conversation"])] == 1.0) else "right"
+            answers.append((f"f:{k}", {**row, "answer": "left" if row["teacher"] == "anna" else better}))
+        campaign.ingest(answers)
+        study = campaign.study
+        study.restore_model()
+        assert set(study.fit_arguments()["side"].tolist()) == {-1, 1}
+        anna, ben = study.model.position_bias_
+        assert anna > 2 * study.model.position_bias_se_[0] and anna > abs(ben) + 0.5
+        assert "prefers a side" in study.flags()[0]["flags"]
 
 
 HOSTILE = [

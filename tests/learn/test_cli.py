@@ -108,6 +108,11 @@ def test_the_front_page_names_every_command():
         (["run", "DATA", "--out", "OUT", "--ridge", "-1"], "ridge is -1.0"),
         (["run", "DATA", "--out", "OUT", "--ridge", "nan"], "ridge is nan"),
         (["run", "DATA", "--out", "OUT", "--seeds", "0"], "seeds is 0"),
+        (["run", "DATA", "--out", "OUT", "--ridge", "most"], "'most' is neither a number nor 'evidence'"),
+        (["run", "DATA", "--out", "OUT", "--lapse", "1"], "lapse is 1.0, expected a share"),
+        (["run", "DATA", "--out", "OUT", "--ties", "--lapse", "fit"], "ties is True and lapse is 'fit'"),
+        (["fit", "DATA", "--out", "OUT", "--drift", "0.1"], "votes do not say the round of an answer"),
+        (["fit", "DATA", "--out", "OUT", "--position-bias", "1"], "votes do not say the side of an answer"),
         (["run", "DATA", "--out", "OUT", "--explore", "-1"], "explore is -1"),
         (["run", "DATA", "--out", "OUT", "--gold-share", "1"], "gold_share is 1.0, expected a share"),
         (["run", "DATA", "--out", "OUT", "--holdout", "1"], "holdout is 1.0"),
@@ -376,6 +381,21 @@ def test_a_reward_fitted_to_a_campaign_knows_its_encoder(tmp_path):
     chosen = ["policy", tmp_path / "data", "--reward", reward, "--out", out, "--encoder"]
     assert "made with encoder" in refused(*chosen, "hashing:16")
     works(*chosen, "hashing:8")
+
+
+def test_options_of_the_fit_reach_the_model(tmp_path):
+    data = write_data(tmp_path / "data")
+    works(
+        "fit", data, "--out", tmp_path / "a", "--ridge", "evidence", "--rationality-scale", "evidence",
+        "--category-correlation", "0.2", "--lapse", "fit",
+    )  # fmt: skip
+    model = RewardModel.load(tmp_path / "a" / "reward.safetensors")
+    assert (model.ridge, model.lapse, model.category_correlation) == ("evidence", "fit", 0.2)
+    assert model.ridge_ != 1.0
+    options = ("--drift", 0.2, "--ties", "--criterion", "optimistic", "--optimism-level", 0.8)
+    works("run", data, "--out", tmp_path / "out", *SMALL, *options)
+    model = RewardModel.load(tmp_path / "out" / "reward.safetensors")
+    assert (model.drift, model.ties) == (0.2, True)
 
 
 def test_gold_questions_go_out_among_the_others_and_count_in_the_fit(tmp_path):
