@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import dal_native as dn
 
 from .conversations import Conversations
-from .design import Admissible, DesignState, Picks, random_stream, sequential_gain
+from .design import Admissible, DesignState, Picks, joint_after, random_stream, sequential_gain
 
 __all__ = ["GOLD_RATIONALITY", "Batch", "GoldQuestions", "choose_batch", "gold_conversations"]
 
@@ -190,10 +190,16 @@ def _after(
     pairs = np.stack([picks.conversation, picks.teacher], axis=1)
     differences = state.pool.take(picks.conversation)
     weight = _weight(state, differences, picks.conversation, picks.teacher)
+    joint = state.joint
+    if joint is not None:
+        cell = np.stack([picks.teacher, state.category[picks.conversation]], axis=1)
+        beta = state.rationality[cell[:, 0], cell[:, 1]]
+        joint = joint_after(joint, differences, differences @ state.reward, beta, cell)
     closed = picks.conversation if close else None
     return dataclasses.replace(
         state,
         matrix=state.matrix + (differences.T * weight) @ differences,
+        joint=joint,
         admissible=state.admissible.after(pairs, capacity=capacity, closed=closed),
     )
 

@@ -46,7 +46,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_CRITERIA = ("plug_in", "optimistic")
+_CRITERIA = ("plug_in", "optimistic", "nuisance")
 _FITS = ("marginal", "joint_map", "homogeneous")
 
 
@@ -88,7 +88,8 @@ class Design:
     criterion : str
         How the dual rule treats that rationalities are estimates: "plug_in" takes them as they are,
         "optimistic" the most informative value in an interval of each (who may be good is tried: that is
-        exploration too).
+        exploration too), "nuisance" counts only what a label says of theta while the rationalities are
+        estimated by the same labels (D_s; not with `optimism` or `drift`).
     optimism_level : float
         Probability that such an interval covers its rationality.
     capacity : tuple of int or None
@@ -174,6 +175,9 @@ class Design:
             raise ValueError(f"gold_share is {self.gold_share!r}, expected a share of at least 0 and below 1")
         if self.criterion not in _CRITERIA:
             raise ValueError(f"criterion is {self.criterion!r}, expected one of {', '.join(_CRITERIA)}")
+        for name in ("optimism", "drift"):
+            if self.criterion == "nuisance" and getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected 0 with criterion 'nuisance'")
         if not (_is_number(self.optimism_level) and 0 < self.optimism_level < 1):
             raise ValueError(
                 f"optimism_level is {self.optimism_level!r}, expected a probability above 0 and below 1"
@@ -675,6 +679,26 @@ class Study:
         size = np.abs(self.estimates[1])
         return np.stack([size * np.exp(-reach), size * np.exp(reach)], axis=-1)
 
+    def _joint(self) -> dn.JointInformation | None:
+        """Covariance of theta and the rationalities, open questions counted, where the criterion needs it."""
+        if self.settings.criterion != "nuisance":
+            return None
+        c, (reward, rationality) = self.conversations, self.estimates
+        if self.model is None:
+            none, prior = np.zeros((c.d, 0)), self._log_spread() ** 2
+            cells = np.full(prior.shape, -1)
+            joint = dn.JointInformation(np.eye(c.d) / self.ridge, none, none.T @ none, cells, prior)
+        else:
+            of = self.model.joint_information()
+            rows = slice(self.n_teachers)
+            joint = dataclasses.replace(of, cell=of.cell[rows], prior_variance=of.prior_variance[rows])
+        waits = self.is_open()
+        conversation, teacher = self.issued.conversation[waits], self.issued.teacher[waits]
+        cell = np.stack([teacher, c.category[conversation]], axis=1)
+        differences = np.asarray(c.differences(conversation), np.float64)
+        beta = rationality[cell[:, 0], cell[:, 1]]
+        return design.joint_after(joint, differences, differences @ reward, beta, cell)
+
     def _known_information(self, reward: Floats) -> Floats:
         """What the known answers of gold questions add to the information: (d, d)."""
         known = self.known()
@@ -700,6 +724,7 @@ class Study:
             optimism=self.settings.optimism,
             criterion=self.settings.criterion,
             rationality_interval=self._interval(),
+            joint=self._joint(),
             truth=self.truth,
             selector=self._selector,
         )

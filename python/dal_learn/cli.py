@@ -162,10 +162,10 @@ _model_options = _options(
 )  # fmt: skip
 
 _asking_options = _options(
-    click.option("--criterion", type=click.Choice(["plug_in", "optimistic"]), default="plug_in",
-                 show_default=True,
-                 help="How the dual design treats that rationalities are estimates: as they are, or at their "
-                 "most informative within an interval."),
+    click.option("--criterion", default="plug_in", show_default=True,
+                 type=click.Choice(["plug_in", "optimistic", "nuisance"]),
+                 help="How the dual design treats that rationalities are estimates: as they are, at their "
+                 "most informative within an interval, or as a nuisance (D_s)."),
     click.option("--optimism-level", type=float, default=0.95, show_default=True,
                  help="Probability that such an interval covers its rationality."),
     click.option("--explore", type=int, default=0, show_default=True,

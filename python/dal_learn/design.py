@@ -266,9 +266,12 @@ class DesignState:
         k of the dual rule's optimistic margin max(abs(u) - k sd(u), 0).
     criterion : str
         What a pair is worth to the dual rule: "plug_in" takes the estimated rationalities as they are,
-        "optimistic" the most informative ones in `rationality_interval`.
+        "optimistic" the most informative ones in `rationality_interval`, "nuisance" counts only what a label
+        says of theta while the rationalities are estimated by the same labels (D_s).
     rationality_interval : ndarray, (m, C, 2), optional
         Ends of an interval of the size of each rationality, for the "optimistic" criterion.
+    joint : dal_native.JointInformation, optional
+        Covariance of theta and the rationalities, everything asked counted, for the "nuisance" criterion.
     truth : tuple of (d,) and (m, C) arrays, optional
         True reward and rationality, where a simulation knows them; for `oracle` only.
     selector : dal_native.Selector, optional
@@ -287,6 +290,7 @@ class DesignState:
     optimism: float = 0.0
     criterion: str = "plug_in"
     rationality_interval: Floats | None = None
+    joint: dn.JointInformation | None = None
     truth: tuple[Floats, Floats] | None = None
     selector: Any = field(default=None, compare=False)
 
@@ -294,6 +298,52 @@ class DesignState:
     def margin(self) -> Floats:
         """u = x'theta of every conversation: (n,)."""
         return np.asarray(dn.margin(self.pool, self.reward))
+
+
+def joint_after(
+    joint: dn.JointInformation, differences: Floats, margin: Floats, beta: Floats, cell: Integers
+) -> dn.JointInformation:
+    """The joint covariance when more labels are asked for, whatever they say.
+
+    Parameters
+    ----------
+    joint : dal_native.JointInformation
+        With a table of cells, (m, C).
+    differences : ndarray, (k, d)
+        x of each label.
+    margin, beta : ndarray, (k,)
+        u and rationality of each.
+    cell : ndarray of int, (k, 2)
+        Teacher and category of each.
+
+    Returns
+    -------
+    dal_native.JointInformation
+        A^-1 after A += sum of v g g', g = (beta x, u e), v = s(beta u) s(-beta u).
+
+    Examples
+    --------
+    >>> none = dn.JointInformation(np.eye(1), np.zeros((1, 0)), np.zeros((0, 0)), [[-1]], 0.25)
+    >>> one = np.ones(1)
+    >>> after = joint_after(none, np.ones((1, 1)), one, one, np.array([[0, 0]]))
+    >>> np.linalg.inv(after.theta).round(3).tolist(), after.cell.tolist()  # 1 + v / (1 + v / 4), v = 0.197
+    ([[1.187]], [[0]])
+    """
+    d, known = joint.cross.shape
+    table = joint.cell.copy()
+    fresh = [(j, c) for j, c in dict.fromkeys(map(tuple, cell.tolist())) if table[j, c] < 0]
+    covariance = np.zeros((d + known + len(fresh),) * 2)
+    covariance[:d, :d], covariance[:d, d : d + known] = joint.theta, joint.cross
+    covariance[d : d + known, :d], covariance[d : d + known, d : d + known] = joint.cross.T, joint.rationality
+    for k, place in enumerate(fresh, known):
+        table[place] = k
+        covariance[d + k, d + k] = joint.prior_variance[place]
+    slope = np.asarray(dn.choice_weight(beta * margin, 1.0))
+    for x, u, b, v, (j, c) in zip(differences, margin, beta, slope, cell.tolist(), strict=True):
+        k = d + table[j, c]
+        moved = covariance[:, :d] @ (b * x) + u * covariance[:, k]  # A^-1 g
+        covariance -= np.outer(moved, moved) * (v / (1 + v * (moved[:d] @ (b * x) + u * moved[k])))
+    return dn.JointInformation.from_inverse(covariance, d, table, joint.prior_variance)
 
 
 def sequential_gain(differences: Floats, weight: Floats, matrix: Floats) -> Floats:
@@ -521,12 +571,14 @@ def _exact_batch(
 def dual(state: DesignState, size: int, rng: np.random.Generator) -> Picks:
     """The exact greedy D-optimal batch over conversations and teachers together.
 
-    By the state's criterion. Gains are those at the current estimates, whatever the criterion; the
-    certificate is of the criterion's own objective.
+    By the state's criterion. Gains are those of the plain determinant at the current estimates, whatever the
+    criterion; the certificate is of the criterion's own objective, and there is none with "nuisance".
     """
     options: dict[str, Any] = {"criterion": state.criterion}
     if state.criterion == "optimistic":
         options["rationality_interval"] = state.rationality_interval
+    if state.criterion == "nuisance":
+        options["joint"] = state.joint
     given = state.reward, state.rationality, state.matrix, state.selector
     batch = _exact_batch(state, size, *given, **options)
     chosen = np.asarray(batch.conversation, np.int64), np.asarray(batch.teacher, np.int64)

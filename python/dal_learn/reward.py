@@ -837,12 +837,13 @@ class RewardModel:
         return np.stack([middle - z * sd, middle + z * sd], axis=1)
 
     def joint_information(self) -> Any:
-        """Covariance of (theta, log rationality), for the "nuisance" criterion of selection.
+        """Covariance of (theta, rationality), for the "nuisance" criterion of selection.
 
         Returns
         -------
         dal_native.JointInformation
-            On the anchored scale; cells without labels hold -1 and enter with the prior's variance.
+            On the anchored scale, of the rationalities themselves, not of their logarithms. Cells without
+            labels, and known ones, hold -1 and enter with the variance that `rationality_se_` says.
 
         Raises
         ------
@@ -863,12 +864,13 @@ class RewardModel:
             joint = self._joint()
             cell = np.full(case.beta.shape, -1, np.int64)
             cell[case.cells.teacher[free], case.cells.category[free]] = np.arange(len(free))
+            beta = self.rationality_[case.cells.teacher[free], case.cells.category[free]]
             return dn.JointInformation(
                 theta=joint.top.copy(),
-                cross=np.ascontiguousarray(joint.side[: len(free)].T),
-                rationality=joint.corner(np.arange(len(free))),
+                cross=joint.side[: len(free)].T * beta,
+                rationality=joint.corner(np.arange(len(free))) * np.outer(beta, beta),
                 cell=cell,
-                prior_variance=self.rationality_scale_**2,
+                prior_variance=self.rationality_se_**2,
             )
 
     def rationality_profile(

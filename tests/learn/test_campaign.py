@@ -53,7 +53,7 @@ def make_study(method="dual", ledger=None, budget=50, **changes):
     rationality = np.array([[0.3, 2.0], [2.0, 0.3], [1.0, 1.0]])
     teachers = SimulatedTeachers(c, np.ones(4), rationality, seed=7)
     train, held_out = split_by_prompt(c.prompt, 0.3, 0)
-    settings = Design(method=method, budget=budget, batch=8, seed_labels=12, **changes)
+    settings = Design(**({"method": method, "budget": budget, "batch": 8, "seed_labels": 12} | changes))
     return Study(
         c, teachers, settings, train=train, held_out=held_out, truth=(np.ones(4), rationality), ledger=ledger
     )
@@ -205,6 +205,8 @@ def test_without_seed_labels_the_design_chooses_from_the_start():
         ({"signed": "yes"}, "signed is 'yes', expected True or False"),
         ({"fit": "map"}, "fit is 'map', expected one of marginal"),
         ({"criterion": "best"}, "criterion is 'best', expected one of plug_in, optimistic"),
+        ({"criterion": "nuisance", "optimism": 1.0}, "optimism is 1.0, expected 0 with criterion 'nuisance'"),
+        ({"criterion": "nuisance", "drift": 0.1}, "drift is 0.1, expected 0 with criterion 'nuisance'"),
         ({"optimism_level": 1.0}, "optimism_level is 1.0, expected a probability"),
         ({"explore": -1}, "explore is -1, expected a whole number of at least 0"),
         ({"gold_share": 1.0}, "gold_share is 1.0, expected a share"),
@@ -271,6 +273,44 @@ def test_splits_keep_prompts_whole_and_differ_by_seed():
             split_by_prompt(prompt, share, 0)
     with pytest.raises(ValueError, match="1 prompt cannot be split"):
         split_by_prompt([0, 0], 0.5, 0)
+
+
+@pytest.mark.parametrize("more", [{}, {"gold_share": 0.2, "explore": 7}, {"seed_labels": 0}])
+def test_rationalities_as_a_nuisance(tmp_path, more):
+    options = {"criterion": "nuisance", "budget": 44} | more
+    whole, plain = make_study(**options), make_study(**(options | {"criterion": "plug_in"}))
+    whole.run(), plain.run()
+    assert [r["teacher"] for r in whole.picks()] != [r["teacher"] for r in plain.picks()]
+    assert all(r.d_efficiency is None for r in whole.rounds)
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        part = make_study(ledger=ledger, **options)
+        part.step(), part.step()
+    with Ledger(path) as ledger:
+        rest = make_study(ledger=ledger, **options)
+        rest.run()
+        assert facts(rest) == facts(whole)
+
+
+def test_the_joint_information_is_of_rationalities_not_logarithms():
+    study = make_study(budget=28, criterion="nuisance")
+    study.run()
+    model, joint = study.model, study.model.joint_information()
+    assert joint.theta == pytest.approx(model.coef_covariance(), rel=1e-9)
+    known = joint.cell >= 0
+    variance = np.diag(joint.rationality)[joint.cell[known]]
+    assert variance == pytest.approx(model.rationality_se_[known] ** 2, rel=1e-9)
+
+
+def test_open_questions_count_in_the_joint_information(tmp_path):
+    with begin(tmp_path / "c", seed_labels=20, criterion="nuisance") as campaign:
+        campaign.ingest(answer_all(campaign.select()))
+        campaign.study.restore_model()
+        before = campaign.study._state().joint
+        campaign.select(8)
+        waiting = campaign.study._state().joint
+        gain = np.linalg.slogdet(before.theta)[1] - np.linalg.slogdet(waiting.theta)[1]
+        assert gain > 0.1
 
 
 def test_settings_of_the_fit_reach_it():

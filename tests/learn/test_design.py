@@ -139,6 +139,82 @@ def test_the_optimistic_criterion_takes_the_best_rationality_of_each_interval():
     assert pairs_of(truth) == pairs_of(design.oracle(state, 6, None))
 
 
+def make_joint(state, seed=6):
+    """A^-1 of theta and the cells of all teachers but the last, from made-up labels, and A itself."""
+    rng = np.random.default_rng(seed)
+    cells = [(j, c) for j in range(M - 1) for c in range(C)]
+    a = np.eye(D + len(cells)) * 2.0
+    for k, (j, c) in enumerate(cells):
+        x, u = rng.standard_normal(D), rng.standard_normal()
+        g = np.zeros(len(a))
+        g[:D], g[D + k] = state.rationality[j, c] * x, u
+        a += 0.2 * np.outer(g, g)
+    table = np.full((M, C), -1)
+    for k, place in enumerate(cells):
+        table[place] = k
+    return dn.JointInformation.from_inverse(np.linalg.inv(a), D, table, 0.3), a
+
+
+def label_vector(state, size, table, i, j):
+    """g and v of a label, by their definitions."""
+    x, c = state.pool.take([i])[0], state.category[i]
+    u, beta = float(x @ state.reward), float(state.rationality[j, c])
+    g = np.zeros(size)
+    g[:D], g[D + table[j, c]] = beta * x, u
+    return g, 1 / (2 + 2 * np.cosh(beta * u))
+
+
+def test_the_joint_covariance_after_labels_is_the_inverse_of_their_information():
+    state = make_state()
+    joint, a = make_joint(state)
+    pairs = [(3, 0), (7, 2), (8, M - 1), (3, 1), (10, M - 1)]  # the last teacher had no labels yet
+    table = joint.cell.copy()
+    a = np.block([[a, np.zeros((len(a), 2))], [np.zeros((2, len(a))), np.eye(2) / 0.3]])
+    table[M - 1, state.category[8]], table[M - 1, state.category[10]] = len(a) - D - 2, len(a) - D - 2
+    assert state.category[8] == state.category[10]
+    a = a[:-1, :-1]
+    i, j = map(np.array, zip(*pairs, strict=True))
+    for pair in pairs:
+        g, v = label_vector(state, len(a), table, *pair)
+        a += v * np.outer(g, g)
+    x, cell = state.pool.take(i), np.stack([j, state.category[i]], axis=1)
+    after = design.joint_after(joint, x, x @ state.reward, state.rationality[cell[:, 0], cell[:, 1]], cell)
+    inverse = np.linalg.inv(a)
+    assert after.theta == pytest.approx(inverse[:D, :D], abs=1e-12)
+    assert after.cross == pytest.approx(inverse[:D, D:], abs=1e-12)
+    assert after.rationality == pytest.approx(inverse[D:, D:], abs=1e-12)
+    assert after.cell.tolist() == table.tolist()
+    nobody = np.zeros(0), np.zeros(0), np.zeros((0, 2), np.int64)
+    same = design.joint_after(joint, np.zeros((0, D)), *nobody)
+    assert same.theta.tolist() == joint.theta.tolist() and same.cell.tolist() == joint.cell.tolist()
+
+
+def test_the_nuisance_criterion_is_what_it_says():
+    """Greedy over what each label adds to log det of theta's block of A^-1, by dense determinants."""
+    state = make_state()
+    joint, a = make_joint(state)
+    open_to = np.array([4] * (M - 1) + [0])  # those with labels
+    state = dataclasses.replace(
+        state, criterion="nuisance", joint=joint, admissible=design.Admissible(N, M, capacity=open_to)
+    )
+    picks = design.dual(state, 4, design.random_stream(0))
+    free, expected = np.ones(N, bool), []
+    for _ in range(4):
+        best = (-1.0, 0, 0)
+        for i in np.flatnonzero(free):
+            for j in range(M - 1):
+                g, v = label_vector(state, len(a), joint.cell, i, j)
+                after = a + v * np.outer(g, g)
+                gain = np.linalg.slogdet(after)[1] - np.linalg.slogdet(after[D:, D:])[1]
+                best = max(best, (gain, -i, -j))
+        i, j = -best[1], -best[2]
+        g, v = label_vector(state, len(a), joint.cell, i, j)
+        a, free[i] = a + v * np.outer(g, g), False
+        expected.append((i, j))
+    assert pairs_of(picks) == expected
+    assert picks.d_efficiency is None and (picks.gain > 0).all()
+
+
 def test_oracle_needs_a_truth():
     with pytest.raises(ValueError, match="only a simulation"):
         design.oracle(make_state(truth=None), 3, design.random_stream(0))
