@@ -273,3 +273,26 @@ def test_held_out_votes_are_predicted(recorded, program, folder, tmp_path, capsy
     text = page.read_text()
     assert "### words" in text and "Skipped: there is no folder absent" in text
     assert "| ours, per teacher, evidence |" in text
+
+
+def test_signs_against_gold(here, folder, tmp_path):
+    from benchmarks.reward_peers import signs
+
+    right = np.array([True] * 9 + [False] * 9 + [True, False])
+    cell = np.array([0] * 9 + [1] * 9 + [2, 2])
+    sign, votes = signs.truth(right, cell // 2, cell % 2, (2, 2))
+    assert sign.tolist() == [[0, 0], [0, 0]]  # nine of nine is three standard errors of a coin, not more
+    assert votes.tolist() == [[9, 9], [2, 0]]
+    sign, _ = signs.truth(np.repeat(right, 2), np.repeat(cell // 2, 2), np.repeat(cell % 2, 2), (2, 2))
+    assert sign.tolist() == [[1, -1], [0, 0]]
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    for pair in pairs:  # the truth is what Ann and Bob oppose
+        pair["gold"] = float(len(pair["response_b"]) < len(pair["response_a"]))
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    found = signs.measure(folder, None, "hashing:16")
+    assert found["below"] == [2, 2] and sum(found["sure"]) >= 4
+    alone, *_, all_gold = found["runs"]
+    assert sum(alone["agree_below"]) == 0  # votes alone take the majority's side
+    assert sum(all_gold["agree_below"]) == 4
+    table = signs.markdown(found | {"machine": "", "versions": "", "command": "", "commit": ""})
+    assert "gold on 100% (36 pairs)" in table and "4 of 4 below" in table

@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.peers import environments
-from benchmarks.reward_peers import beside, recorded, simulated, target
+from benchmarks.reward_peers import beside, recorded, signs, simulated, target
 
 SETS = ("llmbar", "pandalm", "mtbench_human", "ukp_convarg", "tulu_human")
-PARTS = ("items", "features", "target", "data")
+PARTS = ("items", "features", "target", "data", "signs")
 
 
 def size(text: str) -> tuple[int, ...]:
@@ -83,6 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = dict(common.provenance())
+    if part == "signs":
+        folder = wanted.data / "llmbar"
+        if not folder.is_dir():
+            return absent(folder)
+        return report | signs.measure(folder, wanted.cache, wanted.encoder)
     if part == "target":
         shape = wanted.sizes[0] if wanted.sizes else target.SIZE
         return report | target.measure(shape, wanted.pairs, wanted.limit, wanted.environments)
@@ -97,9 +102,7 @@ def data(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
     """A data set by every scheme, or why not."""
     folder = wanted.data / name
     if not folder.is_dir():
-        return {
-            "skipped": f"there is no folder {name} beside the clone, in {'/'.join(wanted.data.parts[-2:])}"
-        }
+        return absent(folder)
     schemes = {
         scheme: recorded.measure(
             folder, scheme, wanted.only, wanted.limit, wanted.environments, wanted.cache, wanted.encoder
@@ -109,9 +112,15 @@ def data(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
     return common.provenance() | {"schemes": schemes}
 
 
+def absent(folder: Path) -> dict[str, str]:
+    return {"skipped": f"there is no folder {folder.name} in {'/'.join(folder.parts[-3:-1])}"}
+
+
 def markdown(part: str, report: dict[str, Any]) -> str:
     if part == "data":
         return recorded.markdown(report)
+    if part == "signs":
+        return signs.markdown(report)
     return target.markdown(report) if part == "target" else simulated.markdown(part, report)
 
 

@@ -27,7 +27,7 @@ Integers = NDArray[np.int64]
 FOLDS = 5
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 SCHEMES = {"prompt": "prompts held out", "vote": "votes held out, pairs known"}
-BASE = "ours, one rationality"
+BASE, EVIDENCE = "ours, one rationality", "ours, per teacher, evidence"
 #: What each of our models knows, and its options.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     BASE: ("nothing", {}),
@@ -38,12 +38,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, per teacher, lapse fitted": ("teacher", {"lapse": "fit"}),
     "ours, per teacher, ties modelled": ("teacher", {"ties": True}),
     "ours, per teacher, position bias": ("teacher", {"position_bias": 1.0}),
-    "ours, per teacher, evidence": ("teacher", {"ridge": "evidence", "rationality_scale": "evidence"}),
+    EVIDENCE: ("teacher", {"ridge": "evidence", "rationality_scale": "evidence"}),
 }
 ITEM_MODELS: dict[str, dict[str, Any]] = {
     "ours on items, one rationality": {"method": "homogeneous"},
     "ours on items, per teacher": {},
 }
+#: With more votes than these the evidence takes minutes a fold, and is left out.
+LARGEST_EVIDENCE = 1_000
 #: Sets in which every teacher was asked twice: repetition 0 with a shown first, repetition 1 with b.
 BOTH_ORDERS = ("llmbar",)
 #: A table of conversations x teachers with more cells is not asked of scikit-activeml, which holds several.
@@ -109,11 +111,18 @@ class Votes:
 
 def read(folder: Path, cache: Path | None = None, encoder: str = "offline") -> Votes:
     """A folder of the layout of `dal_learn.sources.read_folder`, with sentence vectors of the responses."""
+    return read_both(folder, cache, encoder)[0]
+
+
+def read_both(
+    folder: Path, cache: Path | None = None, encoder: str = "offline"
+) -> tuple[Votes, Floats, tuple[str, ...]]:
+    """The votes, the truth of the pairs (n,) and the names of the categories."""
     recording = sources.read_folder(folder, encoder=encoder, cache=cache)
     c, v = recording.conversations, recording.votes
     assert v is not None and c.pairs is not None and c.completions is not None
     side = np.where(v.repetition == 1, 1, -1) if folder.name in BOTH_ORDERS else np.zeros_like(v.repetition)
-    return Votes(
+    votes = Votes(
         c.differences(),
         c.pairs,
         c.prompt,
@@ -126,6 +135,7 @@ def read(folder: Path, cache: Path | None = None, encoder: str = "offline") -> V
         len(v.teacher_names),
         c.n_categories,
     )
+    return votes, c.gold, c.category_names
 
 
 def folds(votes: Votes, scheme: str, seed: int, count: int = FOLDS) -> Integers:
@@ -223,6 +233,9 @@ def _predictors(
         for name, (knows, options) in MODELS.items()
         if _says_something(votes, options)
     ]
+    if len(votes.choice) > LARGEST_EVIDENCE:
+        found = [(name, predict) for name, predict in found if name != EVIDENCE]
+        failed[EVIDENCE] = f"left out above {LARGEST_EVIDENCE:,} votes: it takes minutes a fold"
     peers = dict.fromkeys(beside.FEATURE_PEERS, given)
     if scheme == "vote":  # scores say something of known completions only
         items = votes.item_problem(seen, held, 1.0)
