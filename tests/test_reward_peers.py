@@ -249,7 +249,8 @@ def test_folds_hold_out_what_they_say(recorded, folder, tmp_path):
     assert len(votes.problem(seen, held, 1.0, ties=True).choice) == seen.sum()
 
 
-def test_held_out_votes_are_predicted(recorded, program, folder, tmp_path, capsys):
+def test_held_out_votes_are_predicted(recorded, program, folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="the plots need the extra plot")
     out, page = tmp_path / "found.json", tmp_path / "page.md"
     page.write_text("<!-- begin data -->\n<!-- end data -->\n")
     where = ["--data", str(folder.parent), "--cache", str(tmp_path / "cache"), "--encoder", "hashing:16"]
@@ -273,6 +274,13 @@ def test_held_out_votes_are_predicted(recorded, program, folder, tmp_path, capsy
     text = page.read_text()
     assert "### words" in text and "Skipped: there is no folder absent" in text
     assert "| ours, per teacher, evidence |" in text
+    pictures = sorted(tmp_path.glob("*.svg"))
+    assert [f"({path.name})" in text for path in pictures] == [True, True]
+    before = [path.read_text() for path in pictures]
+    assert "change in log-loss" in before[1] and "predicted chance of b" in before[0]
+    program.main(["data", "--render", *files])
+    assert page.read_text() == text
+    assert [path.read_text() for path in pictures] == before
 
 
 def test_signs_against_gold(here, folder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.peers import environments
-from benchmarks.reward_peers import beside, recorded, signs, simulated, target
+from benchmarks.reward_peers import beside, plots, recorded, signs, simulated, target
 
 SETS = ("llmbar", "pandalm", "mtbench_human", "ukp_convarg", "tulu_human")
 PARTS = ("items", "features", "target", "data", "signs")
@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
             text = markdown(part, known[part])
             common.say("\n" + text)
             if wanted.page:
-                common.refresh(wanted.page, part, text)
+                pictures = plots.draw(known[part], wanted.page.parent) if part == "data" else ""
+                common.refresh(wanted.page, part, f"{pictures}\n\n{text}")
 
 
 def measure(part: str, wanted: argparse.Namespace) -> dict[str, Any]:

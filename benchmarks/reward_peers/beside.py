@@ -17,7 +17,7 @@ from benchmarks.peers.side_by_side import Failed, Peer, Running
 from benchmarks.reward_peers.problems import Comparisons, Differences, Learnt, told
 
 PACKAGE = "benchmarks.reward_peers"
-#: A run is repeated only where it takes less.
+#: A first run that takes less only warms up.
 SHORT = 2.0
 
 #: Peers on scores of items, and on features.
@@ -71,11 +71,11 @@ def in_turn(
     limit: float,
     environments: Path | None,
     pairs: int = 1,
-    short: float = SHORT,
+    long: float = 10.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the peer learns and what ours does, in turn, with the medians of their seconds.
 
-    A first run of less than `short` seconds warms up and `pairs` follow; a longer one is the only one.
+    A first run of less than `SHORT` seconds warms up and does not count, one of over `long` is the only one.
 
     Raises
     ------
@@ -88,9 +88,9 @@ def in_turn(
         with Running(peer, Path(name), limit, environments) as running:
             about = running.answer()
             theirs, mine = arrays(running.run()), ours(fit)
-            if theirs["seconds"] > short:
+            if theirs["seconds"] > SHORT:
                 seconds.append((theirs["seconds"], mine["seconds"]))
-            while len(seconds) < pairs and theirs["seconds"] <= short:
+            while len(seconds) < (1 if theirs["seconds"] > long else pairs):
                 theirs = arrays(running.run())
                 time.sleep(0.1)  # idle threads of the peer's BLAS spin for a while
                 mine = ours(fit)
