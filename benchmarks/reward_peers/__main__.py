@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--sets", nargs="+", default=list(SETS), help=f"of {', '.join(SETS)}")
     parser.add_argument("--encoder", default="offline", help="what makes vectors of the texts")
+    parser.add_argument(
+        "--folds", type=int, default=recorded.FOLDS, help=f"of the {recorded.FOLDS}, how many are held out"
+    )
     parser.add_argument("--cache", type=Path, default=vectors, help=f"of encoded texts (default {vectors})")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for the target")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take to answer")
@@ -106,7 +109,14 @@ def data(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
         return absent(folder)
     schemes = {
         scheme: recorded.measure(
-            folder, scheme, wanted.only, wanted.limit, wanted.environments, wanted.cache, wanted.encoder
+            folder,
+            scheme,
+            wanted.only,
+            wanted.limit,
+            wanted.environments,
+            wanted.cache,
+            wanted.encoder,
+            wanted.folds,
         )
         for scheme in recorded.SCHEMES
     }

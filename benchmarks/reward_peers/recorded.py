@@ -33,7 +33,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     BASE: ("nothing", {}),
     "ours, per teacher": ("teacher", {}),
     "ours, per teacher and category": ("teacher x category", {}),
-    "ours, per teacher, signed": ("teacher", {"signed": True}),
     "ours, per teacher and category, signed": ("teacher x category", {"signed": True}),
     "ours, per teacher, lapse fitted": ("teacher", {"lapse": "fit"}),
     "ours, per teacher, ties modelled": ("teacher", {"ties": True}),
@@ -172,8 +171,9 @@ def measure(
     environments: Path | None = None,
     cache: Path | None = None,
     encoder: str = "offline",
+    count: int = FOLDS,
 ) -> dict[str, Any]:
-    """Every model and wanted peer on one data set, votes held out by one scheme.
+    """Every model and wanted peer on one data set, votes held out by one scheme: the first `count` folds.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def measure(
     chances: dict[str, Floats] = {}
     failed: dict[str, str] = {}
     ridges, scored = [], np.zeros(len(fold), bool)
-    for k in range(FOLDS):
+    for k in range(count):
         seen = fold != k
         held = (fold == k) & votes.told() & (known(votes, seen) if scheme == "vote" else True)
         scored |= held
@@ -197,7 +197,7 @@ def measure(
                 chances.pop(name, None)
                 continue
             chances.setdefault(name, np.full(len(fold), np.nan))[held] = answer
-        common.say(f"{folder.name}, by {scheme}, fold {k + 1} of {FOLDS}, ridge {ridges[-1]:g}")
+        common.say(f"{folder.name}, by {scheme}, fold {k + 1} of {count}, ridge {ridges[-1]:g}")
     choice, prompt = votes.choice[scored], votes.prompt[votes.conversation[scored]]
     chances = {name: chance[scored] for name, chance in chances.items()}
     return {
@@ -206,6 +206,7 @@ def measure(
         "teachers": votes.teachers,
         "prompts": len(np.unique(prompt)),
         "pairs": len(np.unique(votes.conversation[scored])),
+        "folds": count,
         "ridges": ridges,
         "models": measures.described(chances, choice, prompt, BASE),
         "curves": {name: measures.curve(chances[name], choice) for name in list(MODELS)[:3]},
@@ -317,7 +318,7 @@ def markdown(report: dict[str, Any]) -> str:
             words = (
                 f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} "
                 f"teachers on {found['pairs']:,} pairs of {found['prompts']:,} prompts; {found['ties']:,} "
-                f"ties left out; ridge {ridges}."
+                f"ties left out; {found['folds']} of {FOLDS} folds, ridge {ridges}."
             )
             parts.append(f"{words}\n\n{common.table(HEAD, lines)}")
     return "\n\n".join(parts)
