@@ -45,11 +45,12 @@ _STALLED = 6
 _FLIP_PASSES = 20
 _MEMORY = 6  # full steps remembered for Anderson's mixture
 _HEAVY = 2e9  # U d^2 beyond which a new S costs more than a few passes over the rows
-_SAMPLE_STEP, _SAMPLE_TOL = 16, 3.0  # one answer in so many for a rough fit first
+_SAMPLE_STEP, _SAMPLE_TOL = 16, 10.0  # one answer in so many for a rough fit first
 _STRETCH = (0.5, 4.0)
-_QUICK = 0.2  # a gradient that shrinks less than to this share wants new second derivatives
+_QUICK = 0.3  # a gradient that shrinks less than to this share wants new second derivatives
 _OLDEST = 0.02  # share of the directions that later batches may determine before a whole fit
 _STALE = 0.1  # posterior standard deviations by which an older spread may be off in a later batch
+_LEFT_OUT = 0.1  # of the error of a spread that is corrected by the one before
 _CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
 _NEWTON_STEPS = 30
 _DENSE = 4096  # features beyond which a mode is sought without a d x d matrix
@@ -728,14 +729,16 @@ def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
     lower = None if there.factor is None else there.factor * np.sqrt(_SAMPLE_STEP)
     spread = answers.spread(lower if problem.marginal else None, single=True)
     mean = _stretched(problem, there.mean, there.psi, spread)
-    state, moved = _newton(problem, mean, there.psi, spread, None, _SAMPLE_TOL / 10)
-    quickly = 1.0
+    state, moved = _newton(problem, mean, there.psi, spread, None, 0.3)
+    quickly, known = 1.0, None
     while problem.marginal and moved * quickly > _CLOSE * tol:
         lower = problem.factor(problem.target(state.here), single=True)
-        before, cross = moved, state.cross
-        spread = answers.spread(lower, single=True)
-        state, moved = _newton(problem, state.mean, state.psi, spread, lower, 0.3 * tol, cross)
-        quickly = min(1.0, moved / before)
+        before, last = moved, known
+        spread = known = answers.spread(lower, single=True)
+        if last is not None:  # successive spreads shrink their errors evenly: leave out what is still to come
+            spread = np.maximum(known + quickly * (known - last), 0.0)
+        state, moved = _newton(problem, state.mean, state.psi, spread, lower, 0.3 * tol)
+        quickly = min(0.1, moved / before) * (1.0 if last is None else _LEFT_OUT)
     return problem.state(state.mean, state.psi, problem.target(state.here))
 
 
@@ -759,7 +762,6 @@ def _newton(
     spread: Floats,
     lower: Floats | None,
     tol: float,
-    cross: Floats | None = None,
     near: float = 1 / 60,
 ) -> tuple[_State, float]:
     """The top of J over (m, psi) for a spread held fixed, and how long the gradient was at first.
@@ -769,7 +771,6 @@ def _newton(
     """
     weight = problem.target(problem.evaluate(mean, psi, spread))
     state = problem.placed(mean, psi, weight, lower, spread, settled=False)
-    state.cross = cross
     before = first = np.inf
     for _ in range(_NEWTON_STEPS):
         if state.factor is None:
@@ -782,7 +783,7 @@ def _newton(
         following = problem.step(state, to, inner=True)
         if following is None:
             break
-        if to.gradient > _QUICK * before or (lower is None and to.gradient > 1):
+        if to.gradient > _QUICK * before:
             following.factor = following.cross = None
         before = to.gradient
         state = following

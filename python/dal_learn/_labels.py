@@ -178,7 +178,10 @@ def features(X: Any, name: str = "X") -> Any:
         pool = dn.Pool(stored)
     except ValueError as error:
         raise ValueError(str(error).replace("differences", name, 1)) from None
-    largest = max(abs(float(stored.max(initial=0.0))), abs(float(stored.min(initial=0.0))))
+    largest = 0.0
+    for start in range(0, len(stored), _BLOCK_ROWS):
+        block = stored[start : start + _BLOCK_ROWS]
+        largest = max(largest, float(block.max()), -float(block.min()))
     if largest > _LARGEST_FEATURE:
         raise ValueError(
             f"{name} reaches {largest:g} in size; expected at most {_LARGEST_FEATURE:g}, beyond which "
