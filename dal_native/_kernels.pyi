@@ -34,6 +34,7 @@ class PoolView:
         category: NDArray[np.int32],
         prompt_offsets: Integers | None,
         pair_offsets: Integers | None,
+        pair_rows: Integers | None,
     ) -> None: ...
 
 def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int: ...

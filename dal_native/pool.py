@@ -51,6 +51,8 @@ class Pool:
         For completions the category belongs to the prompt: see `category_of`.
     prompt_offsets, pair_offsets : ndarray of int64, (P+1,), or None
         Completions and conversations before each prompt.
+    pair_rows : ndarray of int64, (n, 2), or None
+        Completions a and b of each conversation, where these are listed: see `from_pairs`.
 
     Raises
     ------
@@ -77,6 +79,7 @@ class Pool:
     category: NDArray[np.int32]
     prompt_offsets: NDArray[np.int64] | None
     pair_offsets: NDArray[np.int64] | None
+    pair_rows: NDArray[np.int64] | None
     is_torch: bool
     _size: int
     _file: RowFile | None
@@ -84,12 +87,11 @@ class Pool:
 
     def __init__(self, differences: Any, category: Any = None) -> None:
         self._size = self._store(differences, "differences")
-        self.prompt_offsets = None
-        self.pair_offsets = None
         self.category = _validate.category(category, self._size)
 
     def _store(self, values: Any, name: str) -> int:
         """Keep the rows; how many there are. Those of a file are checked as they are first read."""
+        self.prompt_offsets = self.pair_offsets = self.pair_rows = None
         self.is_torch, self.path, self._mapped = _validate.is_torch(values), None, None
         self._file = values if isinstance(values, RowFile) else None
         if self._file is not None:
@@ -147,6 +149,58 @@ class Pool:
         pool.pair_offsets = np.concatenate([[0], np.cumsum(count * (count - 1) // 2)]).astype(np.int64)
         pool._size = int(pool.pair_offsets[-1])
         pool.category = _validate.category(category, len(count), of="prompt")
+        return pool
+
+    @classmethod
+    def from_pairs(cls, completions: Any, pairs: Any, category: Any = None) -> Pool:
+        """Make a pool whose conversations are listed pairs of completions, in any order.
+
+        Parameters
+        ----------
+        completions : array_like, (N, d)
+            Embeddings phi, kept as stored.
+        pairs : array_like of int, (n, 2)
+            Rows a and b of each conversation; a completion may be in many.
+        category : array_like of int, (n,), optional
+            Category of each conversation.
+
+        Returns
+        -------
+        Pool
+            Of n conversations, x = phi(b) - phi(a), formed block by block and never stored.
+
+        Raises
+        ------
+        ValueError
+            As for `Pool`, and for a row out of range or a pair of a completion with itself.
+
+        Notes
+        -----
+        For fits and for looking: `select_batch` and `Selector` take differences, or completions by prompt.
+        Where there are fewer completions than twice the pairs, margins and weighted sums go by completions:
+        a margin is then the difference of two products with theta.
+
+        Examples
+        --------
+        >>> import dal_native as dn
+        >>> pool = dn.Pool.from_pairs([[0.0], [1.0], [4.0]], [[2, 1], [0, 2]])
+        >>> pool.take([0, 1]).ravel()
+        array([-3.,  4.])
+        """
+        pool = cls.__new__(cls)
+        n_rows = pool._store(completions, "completions")
+        listed = _validate.integers(pairs, "pairs", 2)
+        if listed.shape[1] != 2:
+            raise ValueError(f"pairs has shape {listed.shape}; expected two columns, completions a and b")
+        _validate.within(listed, n_rows, "pairs", "completions")
+        same = listed[:, 0] == listed[:, 1]
+        if same.any():
+            at = int(np.argmax(same))
+            raise ValueError(
+                f"pairs[{at}] is completion {int(listed[at, 0])} twice; expected two completions"
+            )
+        pool.pair_rows, pool._size = listed, len(listed)
+        pool.category = _validate.category(category, len(listed))
         return pool
 
     @classmethod
@@ -230,6 +284,7 @@ class Pool:
 
     def __repr__(self) -> str:
         kind = "" if self.prompt_offsets is None else f" from {self.prompt_offsets[-1]} completions"
+        kind = kind if self.pair_rows is None else " of listed pairs"
         streamed = "" if self._file is None else ", streamed"
         return f"Pool({len(self)} conversations{kind}, d={self.d}, {self.dtype_name}{streamed})"
 
@@ -252,6 +307,8 @@ class Pool:
         >>> dn.Pool.from_completions([[0.0], [1.0], [4.0]], [0, 3]).pairs([1]).tolist()
         [[0, 2]]
         """
+        if self.pair_rows is not None:
+            return self.pair_rows[self._indices(indices)]
         if self.prompt_offsets is None or self.pair_offsets is None:
             raise ValueError("this pool holds differences; pairs are known for pools of completions only")
         index = self._indices(indices)
@@ -293,7 +350,7 @@ class Pool:
         array([[3., 4.]])
         """
         index = self._indices(indices)
-        if self.prompt_offsets is None:
+        if self.prompt_offsets is None and self.pair_rows is None:
             return self._gathered(index)
         pair = self.pairs(index)
         return self._gathered(pair[:, 1]) - self._gathered(pair[:, 0])
@@ -307,7 +364,7 @@ class Pool:
         >>> dn.Pool([[1.0], [3.0], [5.0]]).block(1, 3).ravel()
         array([3., 5.])
         """
-        if self.prompt_offsets is None:
+        if self.prompt_offsets is None and self.pair_rows is None:
             if self._file is None:
                 return decode(self.stored()[start:stop], self.dtype_name)
             start, stop, _ = slice(start, stop).indices(len(self))

@@ -438,6 +438,10 @@ def _problem(
     threads: Any = None,
     progress: Any = None,
 ) -> SelectionProblem:
+    if pool.pair_rows is not None:
+        raise ValueError(
+            "pool is of listed pairs; expected differences, or completions by prompt: Pool.from_completions"
+        )
     signed = _validate.rationality(rationality, pool.n_categories)
     beta = np.abs(signed)
     m, n_categories = beta.shape

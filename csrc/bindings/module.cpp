@@ -111,13 +111,18 @@ std::shared_ptr<dal::RowFile> open_rows(const std::string& path, bool named, int
                                         d, working_memory);
 }
 
+void check_indices(const int64_t* index, int64_t count, int64_t n, const char* name) {
+  for (int64_t k = 0; k < count; ++k)
+    if (index[k] < 0 || index[k] >= n) refuse(std::string(name) + ": index out of range");
+}
+
 // A pool as Python hands it over; keeps the arrays alive as long as the call.
 struct PoolView {
   py::array rows;
   std::shared_ptr<dal::RowFile> file;  // in place of the rows
   std::string storage;
   std::optional<Array<int32_t>> category;
-  std::optional<Integers> prompt_offsets, pair_offsets;
+  std::optional<Integers> prompt_offsets, pair_offsets, pair_rows;
 
   Rows view() const {
     Rows r = file ? rows_of(*file) : rows_of(rows, storage);
@@ -128,6 +133,11 @@ struct PoolView {
       r.prompt_offsets = read(*prompt_offsets, "prompt_offsets", {r.prompts + 1});
       check_offsets(r);
       r.n = r.pair_offsets[r.prompts];
+    } else if (pair_rows) {
+      r.completions = r.n;
+      r.n = length(*pair_rows);
+      r.pair_rows = read(*pair_rows, "pair_rows", {r.n, 2});
+      check_indices(r.pair_rows, 2 * r.n, r.completions, "pair_rows");
     }
     r.category = read(category, "category", {r.pairs() ? r.prompts : r.n});
     return r;
@@ -203,11 +213,6 @@ auto detached(const Rows& pool, int threads, F f) {
       throw;
     }
   });
-}
-
-void check_indices(const int64_t* index, int64_t count, int64_t n, const char* name) {
-  for (int64_t k = 0; k < count; ++k)
-    if (index[k] < 0 || index[k] >= n) refuse(std::string(name) + ": index out of range");
 }
 
 void check_categories(const int32_t* category, int64_t count, int64_t categories) {
@@ -467,19 +472,23 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
            py::arg("d"), py::arg("working_memory"));
   py::class_<PoolView>(m, "PoolView")
       .def(py::init([](std::shared_ptr<dal::RowFile> file, std::string storage, std::optional<Array<int32_t>> category,
-                       std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets) {
+                       std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets,
+                       std::optional<Integers> pair_rows) {
              return PoolView{py::array(), std::move(file), std::move(storage), std::move(category),
-                             std::move(prompt_offsets), std::move(pair_offsets)};
+                             std::move(prompt_offsets), std::move(pair_offsets), std::move(pair_rows)};
            }),
            py::arg("rows").none(false), py::arg("storage"), py::arg("category").noconvert() = py::none(),
-           py::arg("prompt_offsets").noconvert() = py::none(), py::arg("pair_offsets").noconvert() = py::none())
+           py::arg("prompt_offsets").noconvert() = py::none(), py::arg("pair_offsets").noconvert() = py::none(),
+           py::arg("pair_rows").noconvert() = py::none())
       .def(py::init([](py::array rows, std::string storage, std::optional<Array<int32_t>> category,
-                       std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets) {
+                       std::optional<Integers> prompt_offsets, std::optional<Integers> pair_offsets,
+                       std::optional<Integers> pair_rows) {
              return PoolView{std::move(rows), nullptr, std::move(storage), std::move(category), std::move(prompt_offsets),
-                             std::move(pair_offsets)};
+                             std::move(pair_offsets), std::move(pair_rows)};
            }),
            py::arg("rows").noconvert(), py::arg("storage"), py::arg("category").noconvert() = py::none(),
-           py::arg("prompt_offsets").noconvert() = py::none(), py::arg("pair_offsets").noconvert() = py::none());
+           py::arg("prompt_offsets").noconvert() = py::none(), py::arg("pair_offsets").noconvert() = py::none(),
+           py::arg("pair_rows").noconvert() = py::none());
 
 #define DAL_IN(name) py::arg(name).noconvert()
   m.def("first_nonfinite", &first_nonfinite, DAL_IN("rows"), py::arg("storage"), py::arg("threads"));

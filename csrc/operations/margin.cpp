@@ -51,6 +51,14 @@ int64_t first_nonfinite(const Rows& rows, const Call& call) {
 }
 
 void margin(const Rows& pool, const double* reward, double* out, const Call& call) {
+  if (by_completions(pool)) {  // u = phi_b' theta - phi_a' theta
+    std::vector<double> value(static_cast<size_t>(pool.completions));
+    margin(completions_of(pool), reward, value.data(), call);
+    elementwise(pool.n, call, [&](int64_t i) {
+      out[i] = value[static_cast<size_t>(pool.pair_rows[2 * i + 1])] - value[static_cast<size_t>(pool.pair_rows[2 * i])];
+    });
+    return;
+  }
   each_block(pool, call, [&](const KernelTable& k, Block block, int64_t start, int64_t count) {
     k.margin(block.rows, block.storage, count, pool.d, reward, out + start, nullptr);
   });

@@ -12,7 +12,7 @@
 namespace dal {
 
 // Either `rows` (n, d) holds the differences themselves, or `rows` (N, d) holds completions and conversation i is the
-// pair a < b of one prompt, x = row b - row a, counted by (prompt, a, b).
+// pair a < b of one prompt, x = row b - row a, counted by (prompt, a, b), or any pair listed in `pair_rows`.
 // Where `file` is set, `rows` is null: the rows are read as they are needed. Whatever takes a Rows reaches them through
 // block_of and gather, which serve both.
 struct Rows {
@@ -25,10 +25,13 @@ struct Rows {
   const int64_t* prompt_offsets = nullptr;  // (prompts + 1): first completion of each prompt
   const int64_t* pair_offsets = nullptr;    // (prompts + 1): first conversation of each prompt
   int64_t prompts = 0;
-  const int32_t* category = nullptr;  // per conversation, or per prompt where pairs are formed
+  const int64_t* pair_rows = nullptr;  // (n, 2): completions a and b of each conversation
+  int64_t completions = 0;             // N, where pairs are listed
+  const int32_t* category = nullptr;   // per conversation, or per prompt where pairs are those of prompts
 
-  bool pairs() const { return pair_offsets != nullptr; }
-  bool needs_scratch() const { return pairs() || file; }  // for block_of
+  bool pairs() const { return pair_offsets != nullptr; }  // of prompts
+  bool formed() const { return pairs() || pair_rows; }
+  bool needs_scratch() const { return formed() || file; }  // for block_of
   // Rows in memory only.
   const char* at(int64_t row) const {
     return static_cast<const char*>(rows) + (row - first_row) * d * storage_bytes(storage);
@@ -47,10 +50,14 @@ struct Block {
   Storage storage;
 };
 
-// Walks the pairs of a run of conversations: f(position in the run, prompt, row a, row b).
+// Walks the pairs of a run of conversations: f(position in the run, prompt, row a, row b); listed pairs have prompt -1.
 template <class F>
 void each_pair(const Rows& pool, int64_t start, int64_t stop, F f) {
   if (start >= stop) return;
+  if (pool.pair_rows) {
+    for (int64_t i = start; i < stop; ++i) f(i - start, int64_t{-1}, pool.pair_rows[2 * i], pool.pair_rows[2 * i + 1]);
+    return;
+  }
   int64_t prompt = pool.prompt_of(start);
   int64_t within = start - pool.pair_offsets[prompt];
   for (int64_t i = start; i < stop; ++i, ++within) {
@@ -99,13 +106,13 @@ inline void form_differences_of_file(const KernelTable& k, const Rows& pool, int
 
 // Conversations start..stop-1; scratch (stop - start + 1, d) is used only where the pool needs it.
 inline Block block_of(const KernelTable& k, const Rows& pool, int64_t start, int64_t stop, double* scratch) {
-  if (!pool.pairs()) {
+  if (!pool.formed()) {
     if (!pool.file) return {pool.at(start), pool.storage};
     pool.file->read(start, stop, scratch);
     return {scratch, pool.storage};
   }
   double* other = scratch + (stop - start) * pool.d;
-  if (pool.file) {
+  if (pool.file && pool.pairs()) {
     form_differences_of_file(k, pool, start, stop, scratch, other);
   } else {
     each_pair(pool, start, stop, [&](int64_t at, int64_t, int64_t a, int64_t b) {
@@ -117,11 +124,23 @@ inline Block block_of(const KernelTable& k, const Rows& pool, int64_t start, int
 
 // Conversation i as float64 in x; `other` as in form_difference.
 inline void gather(const KernelTable& k, const Rows& pool, int64_t i, double* x, double* other) {
-  if (!pool.pairs()) {
+  if (!pool.formed()) {
     k.to_double(pool.stored(i), pool.storage, pool.d, x);
   } else {
     each_pair(pool, i, i + 1, [&](int64_t, int64_t, int64_t a, int64_t b) { form_difference(k, pool, a, b, x, other); });
   }
+}
+
+// Whether a sum over listed pairs costs less as one over their completions: each is read once instead of each pair twice.
+inline bool by_completions(const Rows& pool) { return pool.pair_rows && !pool.file && pool.completions <= 2 * pool.n; }
+
+// The completions of listed pairs as if they were the conversations.
+inline Rows completions_of(const Rows& pool) {
+  Rows all = pool;
+  all.n = pool.completions;
+  all.pair_rows = nullptr;
+  all.category = nullptr;
+  return all;
 }
 
 // The pool with stored rows first..last-1 in memory: as it is, or, of a file, with these in `to` and no others.
@@ -141,7 +160,7 @@ inline void expect(const Rows& pool, const int64_t* conversations, int64_t count
   if (!pool.file) return;
   for (int64_t q = 0; q < count; ++q) {
     const int64_t i = conversations[q];
-    if (pool.pairs()) {
+    if (pool.formed()) {
       each_pair(pool, i, i + 1, [&](int64_t, int64_t, int64_t a, int64_t b) {
         pool.file->expect(a);
         pool.file->expect(b);

@@ -37,6 +37,14 @@ Entries entries_of(const KernelTable& k, const Rows& rows, const int64_t* row, i
 }  // namespace
 
 void weighted_sum(const Rows& rows, const double* weight, double* out, const Call& call) {
+  if (by_completions(rows)) {  // sum_t w_t (phi_b - phi_a) = sum over completions of what they enter with
+    std::vector<double> total(static_cast<size_t>(rows.completions), 0.0);
+    for (int64_t t = 0; t < rows.n; ++t) {
+      total[static_cast<size_t>(rows.pair_rows[2 * t])] -= weight[t];
+      total[static_cast<size_t>(rows.pair_rows[2 * t + 1])] += weight[t];
+    }
+    return weighted_sum(completions_of(rows), total.data(), out, call);
+  }
   sum_over_labels(rows, out, call, [&](const KernelTable& k, Block block, int64_t start, int64_t count, double* sum) {
     k.add_weighted_rows(block.rows, block.storage, rows.d, nullptr, count, weight + start, nullptr, 0, rows.d, sum);
   });

@@ -35,7 +35,8 @@ def capabilities() -> dict[str, Any]:
 
 def _view(pool: Pool) -> _kernels.PoolView:
     rows = pool.stored(_kernels.RowFile)
-    return _kernels.PoolView(rows, pool.dtype_name, pool.category, pool.prompt_offsets, pool.pair_offsets)
+    offsets = pool.prompt_offsets, pool.pair_offsets
+    return _kernels.PoolView(rows, pool.dtype_name, pool.category, *offsets, pool.pair_rows)
 
 
 def first_nonfinite(rows: NDArray[Any], dtype_name: str, threads: int) -> int:

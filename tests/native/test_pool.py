@@ -287,6 +287,73 @@ def test_completions_equal_their_differences(backend, dtype_name, d):
     assert (dn.select_batch(explicit, *arguments, backend=backend).conversation == batch.conversation).all()
 
 
+@pytest.mark.parametrize("dtype_name", t.DTYPES)
+@pytest.mark.parametrize("d", [1, 7, 16, 33])
+@pytest.mark.parametrize(("completions", "k"), [(2, 1), (2, 9), (40, 65), (300, 20), (40, 600)])
+def test_listed_pairs_are_their_differences(backend, dtype_name, d, completions, k):
+    """Every operation, beside a pool of the differences themselves; few pairs and many to a completion."""
+    rng = np.random.default_rng(k + d)
+    p = t.make_problem("power_law", completions, d, dtype_name=dtype_name, seed=k)
+    a = rng.integers(0, completions, k)
+    b = (a + rng.integers(1, completions, k)) % completions
+    category = rng.integers(0, 3, k)
+    pool = dn.Pool.from_pairs(p.differences, np.stack([a, b], axis=1), category)
+    x = p.rows()[b] - p.rows()[a]
+    explicit = dn.Pool(x, category)
+    assert len(pool) == k and pool.d == d and pool.dtype_name == dtype_name
+    assert (pool.take(np.arange(k)) == x).all() and (pool.block(0, k) == x).all()
+    assert pool.pairs([k - 1]).tolist() == [[a[-1], b[-1]]]
+    assert (pool.category_of(np.arange(k)) == category).all()
+    w, some, size = rng.standard_normal(k), rng.integers(0, k, 2 * k), 1 + np.abs(p.rows()).max()
+    for operation in (
+        lambda of, **o: dn.margin(of, p.reward, **o),
+        lambda of, **o: dn.leverage(of, p.matrix, **o),
+        lambda of, **o: dn.leverage(of, p.matrix, some, **o),
+        lambda of, **o: dn.information_gain(of, p.reward, p.rationality, p.matrix, **o),
+        lambda of, **o: dn.information_matrix(of, w, signed=True, **o),
+        lambda of, **o: dn.weighted_sum(of, w, **o),
+        lambda of, **o: dn.hessian_vector(of, w, p.reward, **o),
+        lambda of, **o: dn.weighted_sum_by_cell(of, w, category, 3, **o),
+        lambda of, **o: dn.weighted_sum_by_cell(of, w[some], category[some], 3, some, **o),
+        lambda of, **o: dn.update_leverage(np.abs(w), of, p.reward, 0.01, **o),
+        lambda of, **o: dn.bradley_terry_loss(of, np.abs(np.sin(w)), p.reward, 1.5, **o)[1],
+    ):
+        got = operation(pool, backend=backend)
+        assert got == pytest.approx(operation(explicit, backend=backend), rel=1e-10, abs=1e-10 * k * size**2)
+        more = [operation(pool, backend=backend, threads=n).tobytes() for n in (1, 2, 7)]
+        assert more == [got.tobytes()] * 3
+
+
+def test_listed_pairs_of_a_streamed_file(backend, tmp_path):
+    p = t.make_problem("isotropic", 50, 9, dtype_name="float32")
+    np.save(tmp_path / "x.npy", p.differences)
+    streamed = dn.Pool.open(tmp_path / "x.npy", working_memory=1 << 12)
+    pairs = np.stack([np.arange(49), np.arange(1, 50)], axis=1)[::-1]
+    pool, held = dn.Pool.from_pairs(streamed.stored(), pairs), dn.Pool.from_pairs(p.differences, pairs)
+    for operation in (
+        lambda of: dn.margin(of, p.reward, backend=backend),
+        lambda of: dn.leverage(of, p.matrix, backend=backend),
+        lambda of: dn.weighted_sum(of, np.cos(np.arange(49)), backend=backend),
+    ):
+        assert operation(pool) == pytest.approx(operation(held), rel=1e-12, abs=1e-12)
+
+
+def test_listed_pairs_that_are_refused(backend):
+    for pairs, words in (
+        ([[0, 4]], "pairs holds 4; expected completions between 0 and 3"),
+        ([[0, 1], [2, 2]], r"pairs\[1\] is completion 2 twice; expected two completions"),
+        ([[0, 1, 2]], r"pairs has shape \(1, 3\); expected two columns"),
+        ([0, 1], "pairs has 1 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dn.Pool.from_pairs(X, pairs)
+    pool = dn.Pool.from_pairs(X, [[1, 0], [0, 2]])
+    assert repr(pool) == "Pool(2 conversations of listed pairs, d=3, float64)"
+    for select in (dn.select_batch, lambda pool, *rest, **o: dn.Selector(pool).select(*rest, **o)):
+        with pytest.raises(ValueError, match="pool is of listed pairs; expected differences, or completions"):
+            select(pool, np.ones(3), [1.0], np.eye(3), 1, backend=backend)
+
+
 def test_pool_of_prompts_with_one_completion_is_empty(backend):
     pool = dn.Pool.from_completions(X, [0, 1, 2, 3, 4])
     assert len(pool) == 0
