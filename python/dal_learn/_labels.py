@@ -104,7 +104,8 @@ def joined(first: Asked, then: Asked) -> Asked:
 def _packed(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:
     """Pools one after the other, small arrays of one type copied together so that there are few."""
     last, new = first[-1], then[0]
-    small = all(isinstance(p.stored(), np.ndarray) and p.pair_offsets is None for p in (last, new))
+    alone = all(p.pair_offsets is None and p.pair_rows is None for p in (last, new))
+    small = alone and all(isinstance(p.stored(), np.ndarray) for p in (last, new))
     if len(first) > 1 and small and last.dtype_name == new.dtype_name and len(last) < _FEW_ROWS:
         return *first[:-1], dn.Pool(np.concatenate([last.stored(), new.stored()]))
     return *first, *then
