@@ -48,8 +48,9 @@ _HALF_HEARTED = 0.5
 #: Prior standard deviation of a teacher's own constant rationality in the test for drift.
 _OWN_SPREAD = 3.0
 _LARGEST_OWN = 1e3
-#: Changes of log odds up to which one Newton step is taken as exact, and that a step may make at most.
-_ONE_STEP, _LARGEST_STEP = 0.5, 3.0
+#: How near theta without a teacher has to be found, in posterior standard deviations; how far log odds may
+#: move before their curvature is taken anew, and by what factor steps should at least shrink.
+_CLOSE, _LARGEST_STEP, _SLOW = 0.05, 3.0, 0.5
 _NEWTON_STEPS = 80
 #: Variances of a statistic below this say that nothing can be told.
 _NOTHING = 1e-9
@@ -236,8 +237,8 @@ class _Hearing(NamedTuple):
 class _Crowd:
     """theta's posterior without the answers of any one teacher, rationalities as fitted to all.
 
-    Newton's method from the fit of all: one step where the teacher's answers are few beside the others', more
-    where his absence moves some log odds by more than `_ONE_STEP`.
+    Newton's method from the fit of all, the curvature taken anew only where his absence moves log odds a lot:
+    a step costs one pass over the answers, and few are needed.
     """
 
     def __init__(self, model: RewardModel, answers: _Answers) -> None:
@@ -275,23 +276,29 @@ class _Crowd:
         x = self.x[own]
         precision = self.precision - (x.T * self.weight[own]) @ x
         gradient = self.gradient - self.score[own] @ x
-        theta, margin = self.theta, self.margin
+        theta, margin, before, travelled = self.theta, self.margin, np.inf, 0.0
+        lower = scipy.linalg.cholesky(precision, lower=True)
         for _ in range(_NEWTON_STEPS):
-            lower = scipy.linalg.cholesky(precision, lower=True)
             step = scipy.linalg.cho_solve((lower, True), gradient)
+            size = float(np.sqrt(max(step @ gradient, 0.0)))  # posterior standard deviations
+            if size <= _CLOSE:
+                break
             move = self.x @ step
             far = float(np.abs(self.beta * move).max())
             share = min(1.0, _LARGEST_STEP / far) if far > 0 else 1.0
             theta, margin = theta + share * step, margin + share * move
-            if far <= _ONE_STEP:
-                break
             weight, score = self._derivatives(margin)
             weight[own] = score[own] = 0.0
-            precision = self._information(weight)
             gradient = score @ self.x - self.ridge * theta
+            travelled += share * far
+            if travelled > _LARGEST_STEP or size > _SLOW * before:  # the curvature is another one here
+                lower, travelled = scipy.linalg.cholesky(self._information(weight), lower=True), 0.0
+            before = size
         keep = own[self.said[own] != 0]
         factor = scipy.linalg.solve_triangular(lower, self.x[keep].T, lower=True)
-        return _Hearing(keep, margin[keep], np.einsum("ij,ij->j", factor, factor), factor)
+        return _Hearing(
+            keep, margin[keep] + self.x[keep] @ step, np.einsum("ij,ij->j", factor, factor), factor
+        )
 
 
 # -------------------------------------------------------------------------------------------------- the tests

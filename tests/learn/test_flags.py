@@ -155,6 +155,30 @@ def test_side_and_sign_tests_are_exact_binomial_tests():
     assert row["first_side"] == first / shown.sum()
 
 
+@pytest.mark.parametrize("options", [{"lapse": "fit"}, {"ties": True}, {"signed": True}, {"drift": 0.2}])
+def test_other_models_of_teachers_are_judged_too(options):
+    x, label, told = crowd(8, "opposes", categories=2)
+    label[::9] = 0.5
+    model = RewardModel(**options).fit(
+        x, label, told["teacher"], told["category"], round=told["round"], side=told["side"]
+    )
+    rows = flag_teachers(model, x, label, **told)
+    assert rows[0]["flags"] == ("opposes",)
+    assert all(row["flags"] == () for row in rows[1:])
+
+
+def test_fast_leaving_out_is_that_of_newtons_method_to_the_end(monkeypatch):
+    x, label, told = crowd(9, m=3, each=150, d=6, spread=1.0)
+    model = RewardModel().fit(x, label, told["teacher"])
+    zeros = np.zeros(len(x), int)
+    answers = flags._Answers(x, label, told["teacher"], zeros, None, None)
+    quick = flags._Crowd(model, answers).without(0)
+    monkeypatch.setattr(flags, "_CLOSE", 1e-9)
+    monkeypatch.setattr(flags, "_SLOW", 0.0)  # the curvature taken anew at every step
+    exact = flags._Crowd(model, answers).without(0)
+    assert (np.abs(quick.margin - exact.margin) <= 0.05 * np.sqrt(exact.variance)).all()
+
+
 def test_holm_is_applied_to_those_tested():
     rows = [{"p": p} for p in (0.01, None, 0.04, 0.03, 0.9)]
     flags._correct(rows, "p")
