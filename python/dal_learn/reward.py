@@ -49,6 +49,8 @@ _EVIDENCE_STEPS = 30  # updates of ridge and rationality_scale
 _EVIDENCE = 0.01  # largest change of their logarithms at which the updates stop
 _RIDGES, _SCALES = (1e-6, 1e8), (0.05, 3.0)
 _START_LAPSE, _START_TIES = 0.02, 0.5
+_CLIMB = 60  # steps towards the top of a profile, or down from it
+_PROFILE = 1e-3  # how near the ends of a profile's interval are found, in standard deviations
 #: Tensors of a saved model and the sizes of their axes: d features, m teachers, C categories, R rounds.
 TENSORS = {
     HEAD: "1d",
@@ -909,7 +911,7 @@ class RewardModel:
         self._require_fitted()
         if self._loaded_covariance is not None or self.drift:
             raise ValueError("rationality_profile needs a model fitted here without drift; expected one")
-        half = 0.5 * _normal_quantile(V.number(level, "level", 0.0)) ** 2
+        z = _normal_quantile(V.number(level, "level", 0.0))
         cells = self._case.cells
         found = np.flatnonzero((cells.teacher == teacher) & (cells.category == category))
         free = self._case.free
@@ -921,7 +923,7 @@ class RewardModel:
             )
         with single_threaded_blas():
             profile = _Profile(self, int(found[0]))
-            return profile.end(half, -1.0), profile.end(half, 1.0)
+            return profile.end(z, -1.0), profile.end(z, 1.0)
 
     # --------------------------------------------------------------------------------------------- predicting
 
@@ -1429,10 +1431,7 @@ class _Profile:
         teacher, category = self.case.cells.teacher[cell], self.case.cells.category[cell]
         start = float(model._fitted.rationality[cell])
         self.step = max(abs(start), 0.1) * max(float(model._log_errors()[teacher, category]), 1e-3)
-        self.top = self(start)
-        self.best = self._climb(start, -1.0)
-        if self.best == start:
-            self.best = self._climb(start, 1.0)
+        self.best, self.top = self._peak(start)
 
     def __call__(self, value: float) -> float:
         fixed, beta = self.case.fixed.copy(), self.case.beta.copy()
@@ -1453,31 +1452,50 @@ class _Profile:
         )
         return self.last.bound
 
-    def end(self, drop: float, towards: float) -> float:
-        """Where the profile has fallen by `drop` on one side of its top."""
-        inside, step = self.best, self.step
-        outside = inside + towards * step
-        for _ in range(60):
-            if self(outside) < self.top - drop:
+    def _peak(self, start: float) -> tuple[float, float]:
+        """Where the profile is highest, and how high; without the cell's own prior not where the fit is."""
+        h = 0.5 * self.step
+        at = [start - h, start, start + h]
+        value = [self(b) for b in at]
+        for _ in range(_CLIMB):
+            highest = int(np.argmax(value))
+            if highest == 1:
                 break
-            inside, step = outside, 2 * step
-            outside = inside + towards * step
+            if highest == 0:
+                at, value = [at[0] - h, *at[:2]], [self(at[0] - h), *value[:2]]
+            else:
+                at, value = [*at[1:], at[2] + h], [*value[1:], self(at[2] + h)]
+        tilt, bend = 0.5 * (value[2] - value[0]), value[2] - 2 * value[1] + value[0]
+        if bend >= 0:
+            return at[1], value[1]
+        shift = float(np.clip(-tilt / bend, -1.0, 1.0))  # the vertex of the parabola
+        return at[1] + shift * h, value[1] + tilt * shift + 0.5 * bend * shift * shift
+
+    def _distance(self, value: float) -> float:
+        """sqrt(2 fall), nearly straight on either side of the top."""
+        return float(np.sqrt(2 * max(self.top - self(value), 0.0)))
+
+    def end(self, z: float, towards: float) -> float:
+        """Where the profile has fallen by z^2 / 2 on one side of its top."""
+        inside, fallen, reach = self.best, -z, z * self.step
+        for _ in range(_CLIMB):
+            outside = inside + towards * reach
+            beyond = self._distance(outside) - z
+            if beyond > 0:
+                break
+            inside, fallen, reach = outside, beyond, 2 * reach
         else:
             return float(towards * np.inf)
-        while abs(outside - inside) > 1e-4 * (1e-3 + abs(inside)):
-            middle = 0.5 * (inside + outside)
-            inside, outside = (middle, outside) if self(middle) >= self.top - drop else (inside, middle)
-        return float(0.5 * (inside + outside))
-
-    def _climb(self, here: float, towards: float) -> float:
-        """The top of the profile: without the cell's own prior it may lie elsewhere than the fit."""
-        for _ in range(40):
-            there = here + towards * 0.5 * self.step
-            value = self(there)
-            if value <= self.top:
-                break
-            here, self.top = there, value
-        return here
+        for _ in range(_CLIMB):  # the false position, the retained end's value halved (Illinois)
+            middle = inside - fallen * (outside - inside) / (beyond - fallen)
+            here = self._distance(middle) - z
+            if abs(here) < _PROFILE:
+                return float(middle)
+            if here < 0:
+                inside, fallen, beyond = middle, here, 0.5 * beyond
+            else:
+                outside, beyond, fallen = middle, here, 0.5 * fallen
+        return float(middle)
 
 
 def _with_fixed_shape(link: Link) -> Link:
