@@ -40,7 +40,7 @@ class Evaluation:
     Parameters
     ----------
     likelihood : float
-        sum_t v_t E l_t.
+        sum_t v_t E l_t, and the log prior of the link's shape.
     by_cell : ndarray, (K,)
         The same, cell by cell.
     slope : ndarray
@@ -230,7 +230,7 @@ class Choices:
         side = self.side if self.side is not None else np.zeros(0)
         biased = self.biased is not None
         return Evaluation(
-            likelihood=float(by_cell.sum()),
+            likelihood=float(by_cell.sum()) + link.log_prior,
             by_cell=by_cell,
             slope=v * size * q.first,
             curvature=-v * size * size * q.second,

@@ -115,7 +115,10 @@ class RewardModel:
         as the objective rises; of the two mirror images the one is kept in which most labels (by weight) come
         from cells of positive rationality.
     lapse : float or "fit", default 0.0
-        Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd.
+        Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd, with the prior
+        Beta(1, 10). It shows only where teachers are sure of themselves (|beta x'theta| well above 1), else it
+        cannot be told from small rationalities; with a `ridge` that does not fit theta's size it takes up the
+        misfit.
     ties : bool, default False
         Take a label of exactly 0.5 as a tie, a third outcome (Rao and Kupper, 1967), with one threshold for
         the crowd; otherwise it is half an answer for each side. Not together with lapses.
