@@ -39,6 +39,7 @@ ORDER = {
         ("sources",),
         ("reward",),
         ("flags",),
+        ("reward_cv",),
         ("design",),
         ("batches",),
         ("policy",),

@@ -22,6 +22,7 @@ from .policy import (
     pessimistic_policy,
 )
 from .reward import RewardModel
+from .reward_cv import RewardModelCV
 from .sources import read_completions, read_conversations, read_folder, read_inputs, read_votes
 from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
 
@@ -38,6 +39,7 @@ __all__ = [
     "Problem",
     "ReplayedTeachers",
     "RewardModel",
+    "RewardModelCV",
     "Round",
     "SimulatedTeachers",
     "Simulation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,10 @@ class Asked:
     orders : list of ndarray of int64, (R_k, k)
         Rankings by length; empty for choices.
     weight, teacher, category, round, side : ndarray, (T,)
+    place : ndarray of int64, (T,)
+        Where each answer stood among those handed over.
+    given : int
+        How many those were.
     """
 
     pools: tuple[Any, ...]
@@ -67,10 +71,30 @@ class Asked:
     category: Integers
     round: Integers
     side: Integers
+    place: Integers
+    given: int
 
     @property
     def count(self) -> int:
         return len(self.weight)
+
+    def some(self, index: Integers) -> Asked:
+        """Some of the answers, in ascending order, about the same rows."""
+        ends = np.cumsum([0, *(len(order) for order in self.orders)])
+        parts = zip(self.orders, ends[:-1], ends[1:], strict=True)
+        row = index if self.row is None else self.row[index]
+        return replace(
+            self,
+            row=None if self.orders else row,
+            label=self.label if self.orders else self.label[index],
+            orders=[o[index[(index >= low) & (index < high)] - low] for o, low, high in parts],
+            weight=self.weight[index],
+            teacher=self.teacher[index],
+            category=self.category[index],
+            round=self.round[index],
+            side=self.side[index],
+            place=self.place[index],
+        )
 
 
 def joined(first: Asked, then: Asked) -> Asked:
@@ -93,12 +117,13 @@ def joined(first: Asked, then: Asked) -> Asked:
                 before + (np.arange(then.count) if then.row is None else then.row),
             ]
         )
-    rest = (
-        np.concatenate([getattr(first, name), getattr(then, name)])
-        for name in ("weight", "teacher", "category", "round", "side")
-    )
-    label = np.concatenate([first.label, then.label])
-    return Asked(_packed(first.pools, then.pools), row, label, [], *rest)
+    each = ("label", "weight", "teacher", "category", "round", "side")
+    both: dict[str, Any] = {
+        name: np.concatenate([getattr(first, name), getattr(then, name)]) for name in each
+    }
+    place = np.concatenate([first.place, first.given + then.place])
+    pools, given = _packed(first.pools, then.pools), first.given + then.given
+    return replace(first, pools=pools, row=row, place=place, given=given, **both)
 
 
 def _packed(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -222,13 +247,13 @@ def check_choices(
             "side holds a number other than -1, 0, 1; expected 1 where b was shown first, -1 where a was, "
             "0 unknown"
         )
-    kept = weight > 0
+    kept, place = weight > 0, np.arange(count)
     if not kept.all():
-        if row is None:
-            row = np.arange(count)
+        place = place[kept]
+        row = np.arange(count) if row is None else row
         row, label, weight = row[kept], label[kept], weight[kept]
         j, c, when, shown = j[kept], c[kept], when[kept], shown[kept]
-    return Asked((pool,), row, label, [], weight, j, c, when, shown)
+    return Asked((pool,), row, label, [], weight, j, c, when, shown, place, count)
 
 
 def check_rankings(
@@ -237,8 +262,8 @@ def check_rankings(
     teacher: ArrayLike | None = None,
     category: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
-) -> tuple[Asked, Integers]:
-    """R rankings by length, and where each of them went.
+) -> Asked:
+    """R rankings, by length.
 
     Raises
     ------
@@ -255,7 +280,8 @@ def check_rankings(
     place = kept[np.argsort(length[kept], kind="stable")]
     orders = [np.stack([lists[i] for i in place if length[i] == k]) for k in np.unique(length[place])]
     zero = np.zeros(len(place), np.int64)
-    return Asked((pool,), None, np.zeros(0), orders, weight[place], j[place], c[place], zero, zero), place
+    none = np.zeros(0)
+    return Asked((pool,), None, none, orders, weight[place], j[place], c[place], zero, zero, place, count)
 
 
 def _orders(rankings: Sequence[ArrayLike], n: int) -> list[Integers]:

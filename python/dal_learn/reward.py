@@ -116,9 +116,9 @@ class RewardModel:
         from cells of positive rationality.
     lapse : float or "fit", default 0.0
         Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd, with the prior
-        Beta(1, 10). It shows only where teachers are sure of themselves (|beta x'theta| well above 1), else it
-        cannot be told from small rationalities; with a `ridge` that does not fit theta's size it takes up the
-        misfit.
+        Beta(1, 10). It shows only where teachers are sure of themselves (|beta x'theta| well above 1), else
+        it cannot be told from small rationalities; with a `ridge` that does not fit theta's size it takes up
+        the misfit.
     ties : bool, default False
         Take a label of exactly 0.5 as a tie, a third outcome (Rao and Kupper, 1967), with one threshold for
         the crowd; otherwise it is half an answer for each side. Not together with lapses.
@@ -419,7 +419,7 @@ class RewardModel:
         for name in ("lapse", "ties", "position_bias", "drift"):
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected 0 or False for rankings")
-        asked, _ = check_rankings(completions, rankings, teacher, category, sample_weight)
+        asked = check_rankings(completions, rankings, teacher, category, sample_weight)
         return self._learn(asked, n_teachers, n_categories)
 
     def partial_fit(
@@ -495,13 +495,7 @@ class RewardModel:
 
     def _check_parameters(self) -> None:
         V.one_of(self.method, "method", METHODS)
-        for name in ("ridge", "rationality_scale"):
-            if isinstance(getattr(self, name), str):
-                V.one_of(getattr(self, name), name, ("evidence",))
-            elif V.number(getattr(self, name), name) <= 0:
-                raise ValueError(
-                    f'{name} is {getattr(self, name)!r}; expected a number above 0 or "evidence"'
-                )
+        self._check_priors()
         if V.number(self.tol, "tol") <= 0:
             raise ValueError(f"tol is {self.tol!r}; expected a number above 0")
         if isinstance(self.lapse, str):
@@ -520,6 +514,15 @@ class RewardModel:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.ties and self.lapse:
             raise ValueError(f"ties is True and lapse {self.lapse!r}; expected one of them, not both")
+
+    def _check_priors(self) -> None:
+        for name in ("ridge", "rationality_scale"):
+            if isinstance(getattr(self, name), str):
+                V.one_of(getattr(self, name), name, ("evidence",))
+            elif V.number(getattr(self, name), name) <= 0:
+                raise ValueError(
+                    f'{name} is {getattr(self, name)!r}; expected a number above 0 or "evidence"'
+                )
 
     def _known(self, n_categories: int) -> tuple[Floats | None, NDArray[np.bool_] | None]:
         """Known rationalities (m, C), 1 where they are not, and where they are."""
@@ -555,7 +558,7 @@ class RewardModel:
         case = _Case(asked, cells, cells.answers(asked), beta, fixed)
         with single_threaded_blas():
             fitted = self._refit(case) if more else None
-            self._store(case, self._fit_evidence(case, more) if fitted is None else fitted)
+            self._store(case, self._fit_case(case, more) if fitted is None else fitted)
         fitted = self._fitted
         if not fitted.converged:
             warnings.warn(
@@ -590,33 +593,43 @@ class RewardModel:
 
     def _refit(self, case: _Case) -> Fitted | None:
         """A later batch taken in quickly; None where a whole fit is called for."""
-        free = isinstance(self.ridge, str) or isinstance(self.rationality_scale, str)
-        if free or self.signed or self._fitted.link.free or not isinstance(case.answers, Choices):
+        if (
+            any(self._by_evidence())
+            or self.signed
+            or self._fitted.link.free
+            or not isinstance(case.answers, Choices)
+        ):
             return None
         start = _carried_over(self._fitted, self._case, case)
         setting = self._setting(case, self.ridge_, self.rationality_scale_)
         return refit_answers(case.answers, setting, start, max_iter=int(self.max_iter), tol=float(self.tol))
 
-    def _fit_evidence(self, case: _Case, warm: bool = False) -> Fitted:
+    def _by_evidence(self) -> tuple[bool, bool]:
+        """Whether the labels choose the ridge and the scale."""
+        return isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
+
+    def _fit_at(self, case: _Case, ridge: float, scale: float, start: Fitted | None) -> Fitted:
+        self.ridge_, self.rationality_scale_ = ridge, scale
+        return fit_answers(
+            case.answers,
+            self._setting(case, ridge, scale),
+            case.rationality,
+            max_iter=int(self.max_iter),
+            tol=float(self.tol),
+            start=start,
+        )
+
+    def _fit_case(self, case: _Case, warm: bool = False) -> Fitted:
         """Fit; where asked to, move ridge and scale until the labels are as likely as they can be."""
         ridge = 1.0 if isinstance(self.ridge, str) else float(self.ridge)
         scale = 0.5 if isinstance(self.rationality_scale, str) else float(self.rationality_scale)
-        free = isinstance(self.ridge, str), isinstance(self.rationality_scale, str)
+        free = self._by_evidence()
         start = self._warm(case, warm or self.warm_start)
         for _ in range(_EVIDENCE_STEPS):
-            setting = self._setting(case, ridge, scale)
-            start = fit_answers(
-                case.answers,
-                setting,
-                case.rationality,
-                max_iter=int(self.max_iter),
-                tol=float(self.tol),
-                start=start,
-            )
-            self.ridge_, self.rationality_scale_ = ridge, scale
+            start = self._fit_at(case, ridge, scale, start)
             if not any(free) or not start.converged or case.answers.total == 0:
                 break
-            better = _likelier(case, start, setting, scale)
+            better = _likelier(case, start, self._setting(case, ridge, scale), scale)
             before = np.log([ridge, scale])
             ridge, scale = (better[0] if free[0] else ridge), (better[1] if free[1] else scale)
             if np.abs(np.log([ridge, scale]) - before).max() < _EVIDENCE:
@@ -663,6 +676,16 @@ class RewardModel:
         paths = [self._predicted_cells(int(r))[0] for r in self.rounds_] or [case.beta]
         self.rationality_path_ = np.stack(paths, axis=-1)
         self.rationality_ = np.ascontiguousarray(self.rationality_path_[..., -1])
+
+    def _held_out(self, asked: Asked) -> tuple[float, float]:
+        """Log likelihood of other answers at (`coef_`, `rationality_`), and their weight."""
+        cells = cells_of(asked, bool(self.drift), bool(self.position_bias))
+        answers = cells.answers(asked)
+        window = np.maximum(np.searchsorted(self.rounds_, cells.round, side="right") - 1, 0)
+        beta = self.rationality_path_[cells.teacher, cells.category, window]
+        link, none = _with_fixed_shape(self._fitted.link), answers.spread(None, False)
+        margin, bias = answers.rows.margin(self.coef_), self.position_bias_[cells.biased]
+        return answers.evaluate(margin, beta, bias, none, link).likelihood, float(asked.weight.sum())
 
     def _predicted_cells(self, when: int, errors: bool = False) -> tuple[Floats, Floats]:
         """Rationality of every (teacher, category) in round `when`, and standard errors of its logarithm."""
@@ -1319,8 +1342,8 @@ def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Floats]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars as Python's own, which JSON knows."""
-    return value.item() if isinstance(value, np.generic) else value
+    """NumPy's scalars and arrays as Python's own, which JSON knows."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 # ---------------------------------------------------------------------------------------------------- algebra
