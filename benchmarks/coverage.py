@@ -49,8 +49,8 @@ class Setting:
         Spread of log rationality from answer to answer.
     options : dict
         Of `RewardModel`.
-    profile : bool
-        Take the first teacher's profile interval too.
+    profile : int
+        In every so-many-th run take the first teacher's profile interval too; 0 for never.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Setting:
     copies: int = 1
     jitter: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
-    profile: bool = False
+    profile: int = 0
 
 
 SETTINGS = (
-    Setting("600 labels, 5 features, 6 teachers", 600, 5, 6, profile=True),
+    Setting("600 labels, 5 features, 6 teachers", 600, 5, 6, profile=5),
     Setting("2,000 labels, 8 features, 10 teachers", 2000, 8, 10),
     Setting("1,200 labels, 6 features, 6 teachers x 2 categories", 1200, 6, 6, 2),
-    Setting("200 labels, 8 features, 10 teachers", 200, 8, 10, profile=True),
+    Setting("200 labels, 8 features, 10 teachers", 200, 8, 10, profile=5),
     Setting("600 labels chosen by the dual rule, 6 features, 8 teachers", 600, 6, 8, adaptive=True),
-    Setting("one teacher is a coin: 800 labels, 5 features, 6 teachers", 800, 5, 6, coin=True, profile=True),
+    Setting("one teacher is a coin: 800 labels, 5 features, 6 teachers", 800, 5, 6, coin=True, profile=2),
     Setting("joint MAP: 600 labels, 5 features, 6 teachers", 600, 5, 6, options={"method": "joint_map"}),
     Setting("each answer written down three times: 800 labels, 5 features, 6 teachers", 800, 5, 6, copies=3),
     Setting(
@@ -146,10 +146,12 @@ def adaptive(
         i, j, y = np.append(i, new_i), np.append(j, new_j), np.append(y, new_y)
 
 
-def run(setting: Setting, truth: Crowd, model: dl.RewardModel, rng: np.random.Generator) -> dict[str, float]:
+def run(
+    setting: Setting, truth: Crowd, model: dl.RewardModel, rng: np.random.Generator, profile: bool
+) -> dict[str, float]:
     """Share of each kind of interval that holds its truth."""
     held = {}
-    if setting.profile:
+    if profile:
         low, high = model.rationality_profile(0)
         # The profile's scale is that of the other cells.
         others = [np.exp(np.log(b.ravel()[1:]).mean()) for b in (model.rationality_, truth.beta)]
@@ -185,7 +187,7 @@ def measured(setting: Setting, runs: int, seed: int = 0) -> Iterator[dict[str, f
         if not setting.jitter:  # a wrong model's end has to be found once: there one crowd serves all runs
             crowd = truth = Crowd.draw(setting, rng)
         model = fitted(setting, crowd, setting.labels, rng)
-        yield run(setting, truth, model, rng)
+        yield run(setting, truth, model, rng, bool(setting.profile) and number % setting.profile == 0)
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def summary(setting: Setting, runs: int, say: Callable[[str], None]) -> dict[str
     """Coverage of every kind of interval in one setting."""
     begin = time.perf_counter()
     held = list(measured(setting, runs))
-    found = {kind: Coverage.of([one[kind] for one in held]) for kind in KINDS if kind in held[0]}
+    shares = {kind: [one[kind] for one in held if kind in one] for kind in KINDS}
+    found = {kind: Coverage.of(some) for kind, some in shares.items() if some}
     seconds = time.perf_counter() - begin
     say(f"{setting.name}: " + ", ".join(f"{k} {v}" for k, v in found.items()) + f"; {seconds:.0f} s")
     return found
@@ -230,7 +233,10 @@ def main() -> None:
         found = summary(setting, given.runs, common.say)
         lines.append([setting.name, *[found.get(kind, "") for kind in KINDS]])
     text = common.table(["setting", *KINDS], lines)
-    text += f"\n\nPer cent over {given.runs:,} runs a setting, in brackets its standard error. "
+    text += (
+        f"\n\nPer cent over {given.runs:,} runs a setting (profiles: every fifth run, with a coin every other"
+    )
+    text += " one), in brackets its standard error. "
     text += common.source(origin)
     common.say(text)
     if given.page:

@@ -845,16 +845,19 @@ def _choose_signs(
     steps = fitted.iterations
     for _ in range(_FLIP_PASSES):
         gain = _gain_of_turning(problem, state)
-        candidates = [gain > 0, gain >= gain.max()] if gain.max() > 0 else []
-        for turned in candidates:  # all at once, or else the one that gains most
+        candidates = [(gain > 0, 1.0), (gain >= gain.max(), 1.0)] if gain.max(initial=0.0) > 0 else []
+        if not problem.anchor.any():  # known rationalities tell a crowd from its mirror image
+            candidates.append((np.ones(problem.n_cells, bool), -1.0))
+        for turned, side in candidates:  # all at once, or else the one that gains most
             sign = problem.sign.copy()
             sign[problem.free[turned]] *= -1
             other = _Problem(problem.answers, replace(problem.setting, link=problem.link), sign)
             psi = state.psi.copy()
-            psi[: problem.n_cells][turned] = 0.0
+            if side > 0:
+                psi[: problem.n_cells][turned] = 0.0
             if problem.anchor.any():
                 psi[: problem.n_cells] -= psi[: problem.n_cells].mean()
-            start = other.state(state.mean, psi, state.weight)
+            start = other.state(side * state.mean, psi, state.weight)
             fitted, there = _ascend(other, start, max_iter, tol)
             steps += fitted.iterations
             if there.bound > state.bound + tol:

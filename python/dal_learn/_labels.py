@@ -279,6 +279,7 @@ def check_rankings(
     kept = np.flatnonzero(weight > 0)
     place = kept[np.argsort(length[kept], kind="stable")]
     orders = [np.stack([lists[i] for i in place if length[i] == k]) for k in np.unique(length[place])]
+    orders = orders or [np.zeros((0, 2), np.int64)]
     zero = np.zeros(len(place), np.int64)
     none = np.zeros(0)
     return Asked((pool,), None, none, orders, weight[place], j[place], c[place], zero, zero, place, count)
