@@ -37,7 +37,14 @@ RIVALS = (
     "uncertainty",
     "top_b",
 )
-METHODS = (OURS, KNOWN, *RIVALS, "dual:fit=joint_map")
+METHODS = (
+    OURS,
+    KNOWN,
+    "dual:criterion=plug_in",
+    "dual:criterion=nuisance",
+    "dual:criterion=plug_in,fit=joint_map",
+    *RIVALS,
+)
 #: Along the spreads: one budget, the same labels where conversations and teachers are uniform, two fits.
 SPREAD_METHODS = ("uniform", "uniform:fit=homogeneous", OURS, "dual:fit=homogeneous", KNOWN)
 
@@ -199,7 +206,7 @@ def measure(
     commit, where = common.commit(), common.provenance()
     skipped = {name: why for name, why in cells.report["skipped"].items() if name not in settings}
     cells.report = where | {"skipped": skipped, "cells": cells.report["cells"]}
-    todo = [(name, method, seed) for name in settings for seed in seeds for method in methods]
+    todo = [(name, method, seed) for seed in seeds for name in settings for method in methods]
     todo = [(n, m, s) for n, m, s in todo if cells.find(n, settings[n], m, s, commit) is None]
     began, done = time.perf_counter(), 0
     for name, method, seed in todo:

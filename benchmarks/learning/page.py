@@ -21,7 +21,9 @@ Cell = Mapping[str, Any]
 WORDS = {
     OURS: "**dual, learnt rationalities**",
     KNOWN: "dual, rationalities known",
-    "dual:fit=joint_map": "dual, joint MAP fit",
+    "dual:criterion=plug_in": "dual, plug-in weights",
+    "dual:criterion=nuisance": "dual, D_s",
+    "dual:criterion=plug_in,fit=joint_map": "dual, plug-in weights, joint MAP fit",
     "dual:fit=homogeneous": "dual, homogeneous fit",
     "uniform": "uniform",
     "uniform:fit=homogeneous": "uniform, homogeneous fit",
@@ -176,7 +178,8 @@ _STYLE = {
 _DRAWN = {
     OURS: ("tab:blue", "-"),
     KNOWN: ("black", ":"),
-    "dual:fit=joint_map": ("tab:blue", "--"),
+    "dual:criterion=plug_in": ("tab:purple", "-"),
+    "dual:criterion=plug_in,fit=joint_map": ("tab:purple", "--"),
     "d_optimal_uniform_teacher": ("tab:orange", "-"),
     "apo_best_teacher": ("tab:red", "--"),
     "uniform_best_teacher": ("tab:green", "--"),

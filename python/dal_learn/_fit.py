@@ -43,6 +43,7 @@ _NOTHING_LEFT = 4 * float(np.finfo(np.float64).eps)  # of a pivot, for each feat
 _SAFELY_DEFINITE = 1e-3  # least diagonal of the factor of a matrix that is at most I
 _STALLED = 6
 _FLIP_PASSES = 20
+_SURE = 5.0  # labels that half settle the sign of a cell
 _MEMORY = 6  # full steps remembered for Anderson's mixture
 _HEAVY = 2e9  # U d^2 beyond which a new S costs more than a few passes over the rows
 _SAMPLE_STEP, _SAMPLE_TOL = 16, 10.0  # one answer in so many for a rough fit first
@@ -604,11 +605,19 @@ def _prior(answers: Answers, setting: Setting, rationality: Floats) -> Fitted:
     )
 
 
+def _honesty(problem: _Problem) -> float:
+    """Positive cells less negative ones, a cell of n labels counting n / (n + 5).
+
+    Cells count, not labels: a design asks the most of whoever is sharp, and that may be an adversary.
+    """
+    n = np.bincount(problem.answers.cell, problem.answers.weight, minlength=len(problem.sign))
+    return float(np.sign(problem.sign) @ (n / (n + _SURE)))
+
+
 def _finished(problem: _Problem, fitted: Fitted, state: _State, basis: Floats | None) -> Fitted:
     """In the coordinates and with the signs that are reported."""
-    setting, reduced = problem.setting, problem.answers
-    mirrored = setting.signed and problem.anchor.any()
-    if mirrored and float(np.sign(problem.sign[reduced.cell]) @ reduced.weight) < 0:
+    mirrored = problem.setting.signed and problem.anchor.any()
+    if mirrored and _honesty(problem) < 0:
         problem.sign, state.mean = -problem.sign, -state.mean  # the mirror image, in which most are honest
     fitted.rationality = problem.beta(state.psi)
     fitted.bias = state.psi[problem.n_cells :]

@@ -137,7 +137,7 @@ class Design:
     stop_gain: float = 0.0
     repeats: int = 1
     optimism: float = 0.0
-    criterion: str = "plug_in"
+    criterion: str = "optimistic"
     optimism_level: float = 0.95
     capacity: tuple[int, ...] | None = None
     explore: int = 0

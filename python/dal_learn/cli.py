@@ -162,7 +162,7 @@ _model_options = _options(
 )  # fmt: skip
 
 _asking_options = _options(
-    click.option("--criterion", default="plug_in", show_default=True,
+    click.option("--criterion", default="optimistic", show_default=True,
                  type=click.Choice(["plug_in", "optimistic", "nuisance"]),
                  help="How the dual design treats that rationalities are estimates: as they are, at their "
                  "most informative within an interval, or as a nuisance (D_s)."),

@@ -112,8 +112,9 @@ class RewardModel:
         all of them known `coef_` is the posterior mode. Known ones fix the scale: nothing is anchored then.
     signed : bool, default False
         Let rationalities be negative (adversarial teachers). Signs are turned one by one or together as long
-        as the objective rises; of the two mirror images the one is kept in which most labels (by weight) come
-        from cells of positive rationality.
+        as the objective rises; of the two mirror images the one is kept in which most cells (teacher,
+        category) are positive, a cell with labels of weight n counting n / (n + 5): a design asks the most
+        of whoever is sharp, and that may be an adversary.
     lapse : float or "fit", default 0.0
         Share of answers given by a coin, in [0, 1); "fit" estimates one for the whole crowd, with the prior
         Beta(1, 10). It shows only where teachers are sure of themselves (|beta x'theta| well above 1), else

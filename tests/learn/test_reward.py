@@ -547,6 +547,17 @@ def test_signs_of_adversarial_teachers():
         assert RewardModel().fit(x, y, j).objective_ < model.objective_
 
 
+def test_an_adversary_who_gave_most_labels_does_not_mirror_the_crowd():
+    rng = np.random.default_rng(0)
+    x, theta = rng.normal(size=(400, 4)), rng.normal(size=4)
+    beta = np.array([-3.0, 1.0, 1.0, 1.0])
+    j = np.where(np.arange(400) < 340, 0, rng.integers(1, 4, 400))
+    y = rng.random(400) < logistic(beta[j] * (x @ theta))
+    model = RewardModel(signed=True).fit(x, y, j)
+    assert (np.sign(model.rationality_[:, 0]) == np.sign(beta)).all()
+    assert np.corrcoef(model.coef_, theta)[0, 1] > 0.97
+
+
 def test_lapses_are_allowed_for():
     rng = np.random.default_rng(0)
     x, theta = rng.normal(size=(4000, 4)), np.array([6.0, -3.0, 0.0, 2.0])
