@@ -46,6 +46,8 @@ def test_names_of_results_exist(page):
         assert hasattr(model, name), name
     for name in ("coef_covariance", "reward_interval", "rationality_profile", "partial_fit", "fit_rankings"):
         assert name in page and callable(getattr(model, name))
+    for name in set(re.findall(r"`dl\.(\w+)`", page)):
+        assert hasattr(dl, name), name
 
 
 def test_chances_in_words_are_right(page):
