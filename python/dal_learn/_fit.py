@@ -463,8 +463,11 @@ class _Problem:
         mean, psi = np.zeros(self.d), np.zeros(self.blocks.size)
         spread = self.answers.spread(None, False)
         if self.marginal:
-            with np.errstate(over="ignore"):
-                spread = self.answers.spread(np.sqrt(self.ridge) * np.eye(self.d), False)
+            try:
+                with np.errstate(over="ignore"):
+                    spread = self.answers.spread(np.sqrt(self.ridge) * np.eye(self.d), False)
+            except ValueError:  # not finite
+                raise np.linalg.LinAlgError(_TOO_LARGE.format(ridge=self.ridge)) from None
             spread = np.minimum(spread, 1e200)
         weight = np.maximum(self.evaluate(mean, psi, spread).curvature, 0.0)
         return self.state(mean, psi, weight)

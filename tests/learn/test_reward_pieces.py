@@ -468,6 +468,37 @@ def test_what_is_stored_is_the_data(kind, mapped, tmp_path):
     assert model.information_ == pytest.approx(wide.information_, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_pairs_of_completions_are_their_differences(kind):
+    rng = np.random.default_rng(0)
+    phi, theta = rng.normal(size=(60, 5)).astype(kind), rng.normal(size=5)
+    pairs = np.stack([rng.choice(60, 2, replace=False) for _ in range(400)])
+    pairs[50:60] = pairs[:10]  # asked again
+    x = phi[pairs[:, 1]].astype(np.float64) - phi[pairs[:, 0]]
+    j, weight = rng.integers(0, 4, 400), rng.choice([0.0, 1.0, 2.0], 400)
+    y, side = choices(x @ theta, rng), rng.integers(-1, 2, 400)
+    model = RewardModel(position_bias=0.5, tol=1e-8).fit(phi, y, j, None, weight, pairs=pairs, side=side)
+    formed = RewardModel(position_bias=0.5, tol=1e-8).fit(x, y, j, None, weight, side=side)
+    assert model.coef_ == pytest.approx(formed.coef_, abs=1e-6)
+    assert model.rationality_ == pytest.approx(formed.rationality_, abs=1e-6)
+    assert model.information_ == pytest.approx(formed.information_, rel=1e-6, abs=1e-6)
+    assert model.coef_covariance(robust=True) == pytest.approx(formed.coef_covariance(robust=True), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs"),
+    [
+        ("pairs has 3 columns", [[0, 1, 2], [0, 1, 2]]),
+        ("pairs holds 3; expected completions between 0 and 2", [[0, 1], [1, 3]]),
+        ("pairs holds -1", [[0, 1], [1, -1]]),
+        ("y has length 2; expected 1", [[0, 1]]),
+    ],
+)
+def test_pairs_that_do_not_fit(words, pairs):
+    with pytest.raises(ValueError, match=words):
+        RewardModel().fit(np.eye(3), [0, 1], pairs=pairs)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"ties": True}, {"position_bias": 0.5}, {"drift": 0.3}, {"lapse": 0.1}]
 )

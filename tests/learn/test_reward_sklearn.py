@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dal_learn.reward import RewardModel
+from dal_learn.reward_cv import RewardModelCV
 
 
 def test_parameters_are_kept_as_given():
@@ -82,8 +83,8 @@ EXCEPTIONS = {
 }
 
 
-class Encoding(RewardModel):
-    """Two labels of any kind become 0 and 1, as scikit-learn's checks expect; the rest is RewardModel."""
+class Encoding:
+    """Two labels of any kind become 0 and 1, as scikit-learn's checks expect; the rest is the model's."""
 
     def fit(self, X, y, *arguments, **more):
         codes = None
@@ -100,10 +101,20 @@ class Encoding(RewardModel):
         return self.classes_[answer]
 
 
-@pytest.mark.filterwarnings("ignore:Estimator Encoding does not inherit:UserWarning")
-def test_scikit_learns_own_checks():
+class EncodingModel(Encoding, RewardModel):
+    pass
+
+
+class EncodingModelCV(Encoding, RewardModelCV):
+    def __init__(self, ridges=(1.0,), rationality_scales=(0.5,), cv=2):
+        super().__init__(ridges, rationality_scales, cv=cv)
+
+
+@pytest.mark.filterwarnings("ignore:Estimator EncodingModel:UserWarning")
+@pytest.mark.parametrize("model", [EncodingModel(), EncodingModelCV()])
+def test_scikit_learns_own_checks(model):
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    found = checks.check_estimator(Encoding(), on_fail=None, on_skip=None)
+    found = checks.check_estimator(model, on_fail=None, on_skip=None)
     failed = {check["check_name"] for check in found if check["status"] == "failed"}
     assert failed == set(EXCEPTIONS)
     assert sum(check["status"] == "passed" for check in found) >= 40
