@@ -1,6 +1,7 @@
 """evalica's `bradley_terry`: scores by fixed-point iterations in Rust; no teachers, no prior.
 
-An item without a win, or never seen, gets the score of an even chance against an average item.
+Where an item won or lost all of its comparisons, every score comes out the same: the likelihood then has no
+maximum, and the geometric mean that its iterations divide by is 0 or infinite. Items never seen get 0.
 """
 
 import numpy as np

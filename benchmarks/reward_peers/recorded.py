@@ -2,8 +2,9 @@
 
 Five folds, so that every vote is held out once. By *prompt*: the votes on a fifth of the prompts, new to the
 models. By *vote*: a fifth of the answers (pair, teacher); scored where another answer on the pair was seen.
-Ties are left out, but where they are modelled. The ridge of a fold is the one by which the model of one
-rationality predicts best within the rest: for all models the same, chosen for the one that knows nothing.
+Ties are left out, but where they are modelled. The ridges of a fold are those by which the model of one
+rationality and the one of a rationality per teacher predict best within the rest; scikit-learn gets the
+former, all that know teachers the latter. (They differ: the anchor of the scale counts teachers, not labels.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 FOLDS = 5
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.1, 0.5, 2.0, 10.0, 50.0)
 SCHEMES = {"prompt": "prompts held out", "vote": "votes held out, pairs known"}
 BASE, EVIDENCE = "ours, one rationality", "ours, per teacher, evidence"
 #: What each of our models knows, and its options.
@@ -152,13 +153,13 @@ def known(votes: Votes, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.isin(votes.conversation, votes.conversation[seen & votes.told()])
 
 
-def best_ridge(votes: Votes, scheme: str, seen: NDArray[np.bool_], seed: int) -> float:
-    """The ridge by which one rationality predicts a quarter of the seen votes best from the rest."""
+def best_ridge(votes: Votes, scheme: str, seen: NDArray[np.bool_], seed: int, knows: str) -> float:
+    """The ridge by which a model predicts a quarter of the seen votes best from the rest."""
     inner = folds(votes, scheme, seed, 4) == 0
     losses = []
     for ridge in RIDGES:
         held = seen & inner & votes.told()
-        learnt = ours.on_differences(votes.problem(seen & ~inner, held, ridge), "nothing")()
+        learnt = ours.on_differences(votes.problem(seen & ~inner, held, ridge), knows)()
         losses.append(measures.log_loss(learnt.chance(), votes.choice[held]).mean())
     return RIDGES[int(np.argmin(losses))]
 
@@ -189,7 +190,7 @@ def measure(
         seen = fold != k
         held = (fold == k) & votes.told() & (known(votes, seen) if scheme == "vote" else True)
         scored |= held
-        ridges.append(best_ridge(votes, scheme, seen, seed=k + 1))
+        ridges.append([best_ridge(votes, scheme, seen, k + 1, knows) for knows in ("nothing", "teacher")])
         for name, predict in _predictors(votes, scheme, seen, held, ridges[-1], wanted, failed):
             answer = predict(limit, environments)
             if isinstance(answer, str):
@@ -197,7 +198,7 @@ def measure(
                 chances.pop(name, None)
                 continue
             chances.setdefault(name, np.full(len(fold), np.nan))[held] = answer
-        common.say(f"{folder.name}, by {scheme}, fold {k + 1} of {count}, ridge {ridges[-1]:g}")
+        common.say(f"{folder.name}, by {scheme}, fold {k + 1} of {count}, ridges {ridges[-1]}")
     choice, prompt = votes.choice[scored], votes.prompt[votes.conversation[scored]]
     chances = {name: chance[scored] for name, chance in chances.items()}
     return {
@@ -222,30 +223,34 @@ def _predictors(
     scheme: str,
     seen: NDArray[np.bool_],
     held: NDArray[np.bool_],
-    ridge: float,
+    ridges: list[float],
     wanted: list[str],
     failed: dict[str, str],
 ) -> list[tuple[str, Predictor]]:
     """What predicts the held-out votes: ours, then the wanted peers that have not failed before."""
-    given = votes.problem(seen, held, ridge)
-    with_ties = votes.problem(seen, held, ridge, ties=True)
+    alike, given = (votes.problem(seen, held, ridge) for ridge in ridges)
+    with_ties = votes.problem(seen, held, ridges[1], ties=True)
+
+    def problem(knows: str, ties: bool) -> Differences:
+        return alike if knows == "nothing" else with_ties if ties else given
+
     found: list[tuple[str, Predictor]] = [
-        (name, _own(ours.on_differences(with_ties if options.get("ties") else given, knows, **options)))
+        (name, _own(ours.on_differences(problem(knows, bool(options.get("ties"))), knows, **options)))
         for name, (knows, options) in MODELS.items()
         if _says_something(votes, options)
     ]
     if len(votes.choice) > LARGEST_EVIDENCE:
         found = [(name, predict) for name, predict in found if name != EVIDENCE]
         failed[EVIDENCE] = f"left out above {LARGEST_EVIDENCE:,} votes: it takes minutes a fold"
-    peers = dict.fromkeys(beside.FEATURE_PEERS, given)
+    peers: dict[str, Comparisons | Differences] = {
+        name: alike if peer.module == "scikit_learn" else given for name, peer in beside.FEATURE_PEERS.items()
+    }
     if scheme == "vote":  # scores say something of known completions only
         items = votes.item_problem(seen, held, 1.0)
         found += [(name, _own(ours.on_items(items, **options))) for name, options in ITEM_MODELS.items()]
         peers |= dict.fromkeys(beside.ITEM_PEERS, items)
     found += [
-        (name, _peer(name, problem))
-        for name, problem in peers.items()
-        if name in wanted and name not in failed
+        (name, _peer(name, each)) for name, each in peers.items() if name in wanted and name not in failed
     ]
     return found
 
@@ -314,11 +319,11 @@ def markdown(report: dict[str, Any]) -> str:
             lines += [
                 (model, f"no figure: {reason}", "", "", "") for model, reason in found["failed"].items()
             ]
-            ridges = ", ".join(f"{ridge:g}" for ridge in found["ridges"])
+            ridges = ", ".join(f"{alike:g} | {given:g}" for alike, given in found["ridges"])
             words = (
                 f"**{SCHEMES[scheme].capitalize()}**: {found['votes']:,} votes of {found['teachers']:,} "
                 f"teachers on {found['pairs']:,} pairs of {found['prompts']:,} prompts; {found['ties']:,} "
-                f"ties left out; {found['folds']} of {FOLDS} folds, ridge {ridges}."
+                f"ties left out; {found['folds']} of {FOLDS} folds; ridge alike | by teacher: {ridges}."
             )
             parts.append(f"{words}\n\n{common.table(HEAD, lines)}")
     return "\n\n".join(parts)
