@@ -689,9 +689,7 @@ class Study:
             cells = np.full(prior.shape, -1)
             joint = dn.JointInformation(np.eye(c.d) / self.ridge, none, none.T @ none, cells, prior)
         else:
-            of = self.model.joint_information()
-            rows = slice(self.n_teachers)
-            joint = dataclasses.replace(of, cell=of.cell[rows], prior_variance=of.prior_variance[rows])
+            joint = _of_teachers(self.model.joint_information(), self.n_teachers)
         waits = self.is_open()
         conversation, teacher = self.issued.conversation[waits], self.issued.teacher[waits]
         cell = np.stack([teacher, c.category[conversation]], axis=1)
@@ -924,6 +922,21 @@ def _rows_of(given: ArrayLike | None, name: str, n: int, default: Integers) -> I
     rows = V.integers(given, name, 1)
     V.within(rows, n, name, "conversations")
     return np.unique(rows)
+
+
+def _of_teachers(joint: dn.JointInformation, m: int) -> dn.JointInformation:
+    """The covariance without the cells of whoever comes after the first m teachers: the known answers."""
+    table = joint.cell[:m]
+    kept, place = np.unique(table[table >= 0], return_inverse=True)
+    cell = table.copy()
+    cell[table >= 0] = place
+    return dn.JointInformation(
+        joint.theta,
+        joint.cross[:, kept],
+        joint.rationality[np.ix_(kept, kept)],
+        cell,
+        joint.prior_variance[:m],
+    )
 
 
 class _Measure:
