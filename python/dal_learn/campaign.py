@@ -98,9 +98,9 @@ class Design:
         A teacher who was put fewer questions than this (answered or open) has first claim on half of every
         batch after the seed labels; whom asked least goes first, about the conversations that the method
         likes best for him. The same for every method but "oracle", which has nobody to find out about. Seed
-        labels deal the teachers out evenly already. 0 by default: in simulations with more teachers than
-        seed labels every value above 0 cost accuracy at first (one to two points at a hundred labels, of
-        the dual rule and of others) and had not paid by 400 labels.
+        labels deal the teachers out evenly already. 0 by default: in simulations with two teachers or
+        more for each seed label (plug-in rule) it cost accuracy at first, and had not paid by 400 labels; the
+        optimistic criterion tries teachers where that may pay.
     gold_share : float
         Share of all questions, from the first batch on, that are gold questions: conversations with known
         answers, put to the teachers whose rationality is least certain, never twice to the same one. They

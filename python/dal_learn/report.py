@@ -425,7 +425,8 @@ def _information_sentences(results: Results) -> list[str]:
         settings = results["settings"]
         parts = settings.get("explore") or settings.get("gold_share")
         what = "Every batch without gold questions or exploration" if parts else "Every batch"
-        lines.append(f"{what} is proved to gain at least {efficiency:.1%} of what any batch could.")
+        hope = " (rationalities taken at their best)" if settings.get("criterion") == "optimistic" else ""
+        lines.append(f"{what} is proved to gain at least {efficiency:.1%} of what any batch could{hope}.")
     return lines
 
 

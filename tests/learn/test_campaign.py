@@ -246,7 +246,8 @@ def test_studies_that_cannot_be_are_refused(changes, message):
 
 
 def test_the_optimistic_criterion_tries_who_may_be_good(tmp_path):
-    plain, hopeful = make_study(budget=60), make_study(budget=60, criterion="optimistic", optimism_level=0.9)
+    plain = make_study(budget=60, criterion="plug_in")
+    hopeful = make_study(budget=60, criterion="optimistic", optimism_level=0.9)
     plain.run(), hopeful.run()
     assert [r["teacher"] for r in plain.picks()] != [r["teacher"] for r in hopeful.picks()]
     path = tmp_path / "ledger.sqlite"
