@@ -462,9 +462,10 @@ def main(arguments: list[str] | None = None) -> None:
     if wanted.seeds is not None:
         sizes = replace(sizes, crowds=wanted.seeds, loop_seeds=wanted.seeds, odd_repeats=wanted.seeds)
     known = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    origin = {} if wanted.render else common.provenance()  # before the page itself is changed
     for name in wanted.parts:
         if not wanted.render:
-            known[name] = common.provenance() | PARTS[name].measure(sizes)
+            known[name] = origin | PARTS[name].measure(sizes)
             data.write_text(json.dumps(known, separators=(",", ":")) + "\n", encoding="utf-8")
         if name in known:
             found, picture = known[name], page.with_name(f"{page.stem}_{name}.svg")
