@@ -139,6 +139,11 @@ def test_smallest_size(learning, tmp_path, capsys):
     learning.program.main([*arguments, "--render", "--page", str(page)])
     assert page.read_text(encoding="utf-8") == text
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.svg")} == plots
+    page.write_text(text + "<!-- begin levers -->\n<!-- end levers -->\n", encoding="utf-8")
+    few = ["--settings", "small", "--methods", "dual", "uniform", "--seeds", "1", "--part", "levers"]
+    learning.program.main([*few, "--out", str(out), "--render", "--page", str(page)])
+    levers = page.read_text(encoding="utf-8").removeprefix(text)
+    assert "Seeds 0 to 0" in levers and "| uniform |" in levers and "joint MAP" not in levers
 
 
 def test_differences_are_paired(learning):

@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fit", help="how rationalities are fitted, for every method without one of its own")
     parser.add_argument("--out", type=Path, help="keep what is measured in this JSON file")
     parser.add_argument("--page", type=Path, help="refresh this page's parts and plots")
+    parser.add_argument(
+        "--part", default="loop", help="the page's part for the loop; one of another name has no plot"
+    )
     parser.add_argument("--render", action="store_true", help="measure nothing: tables and plots from --out")
     wanted = parser.parse_args(arguments)
     if wanted.render and (wanted.out is None or not wanted.out.is_file()):
@@ -55,15 +58,16 @@ def main(arguments: list[str] | None = None) -> None:
         dn.set_threads(1)
         loop.measure(cells, looped, methods, range(wanted.seeds))
         loop.measure(cells, along, spread_methods, range(wanted.seeds))
+    report = cells.report | {"cells": [c for c in cells.report["cells"] if c["seed"] < wanted.seeds]}
     parts = {
-        "loop": page.loop_part(cells.report, looped, methods),
-        "spread": page.spread_part(cells.report, along),
+        wanted.part: page.loop_part(report, looped, methods),
+        "spread": page.spread_part(report, along),
     }
     for name, text in parts.items():
         if text:
             common.say(f"\n{text}")
             if wanted.page is not None:
-                _publish(wanted.page, name, text, page.Results(cells.report["cells"]), chosen)
+                _publish(wanted.page, name, text, page.Results(report["cells"]), chosen)
 
 
 def _with_fit(methods: list[str] | tuple[str, ...], fit: str | None) -> list[str]:
@@ -76,6 +80,9 @@ def _publish(
     path: Path, name: str, text: str, found: page.Results, chosen: Mapping[str, crowds.Setting]
 ) -> None:
     image = path.with_name(f"{path.stem}_{name}.svg")
+    if name not in ("loop", "spread"):
+        common.refresh(path, name, text)
+        return
     if name == "loop":
         page.plot_curves(found, {n: s for n, s in chosen.items() if not n.startswith("spread ")}, image)
         words = "Held-out accuracy against the number of labels, in each setting"
