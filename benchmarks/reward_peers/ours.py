@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import dal_learn as dl
-from benchmarks.reward_peers.problems import Comparisons, Differences, Learnt
+from benchmarks.reward_peers.problems import Comparisons, Differences, Learnt, logistic
 
 
 def facts(model: dl.RewardModel) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _one_hot(pair: np.ndarray, items: int) -> np.ndarray:
 
 
 def on_differences(
-    given: Differences, knows: str = "teacher x category", **options: Any
+    given: Differences, knows: str = "teacher x category", averaged: bool = False, **options: Any
 ) -> Callable[[], Learnt]:
     """What fits theta.
 
@@ -60,6 +60,9 @@ def on_differences(
     given : Differences
     knows : {"nothing", "teacher", "teacher x category"}
         What the rationality may depend on.
+    averaged : bool
+        Predict with the mean chance over the posterior of theta in place of the chance at its mean: for a
+        margin u of variance h, s(beta u / sqrt(1 + pi beta^2 h / 8)) (MacKay 1992). Not with ties or sides.
     **options
         Of `RewardModel`.
     """
@@ -83,6 +86,10 @@ def on_differences(
             held = np.asarray(given.rows)[given.held_conversation]
             side = given.held_side if model.position_bias else None
             found = model.predict_proba(held, given.held_teacher, held_category, side)
+            if averaged:
+                beta = model.rationality_[given.held_teacher, held_category]
+                variance = np.einsum("ij,ji->i", held, np.linalg.solve(model.information_, held.T))
+                return logistic(beta * (held @ model.coef_) / np.sqrt(1 + np.pi / 8 * beta**2 * variance))
             return np.asarray(found[:, -1] / (found[:, 0] + found[:, -1]))  # given that it is no tie
 
         return _learnt(model, chance, log_rationality)

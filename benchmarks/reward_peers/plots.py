@@ -12,8 +12,8 @@ from benchmarks.reward_peers.recorded import BASE, SCHEMES
 NAMES = {"change": "reward_peers_change.svg", "calibration": "reward_peers_calibration.svg"}
 SHOWN = {
     "ours, per teacher": "tab:blue",
-    "ours, per teacher and category": "tab:orange",
-    "ours, per teacher and category, signed": "tab:green",
+    "ours, per teacher, averaged": "tab:orange",
+    "ours, per teacher and category": "tab:green",
 }
 
 

@@ -33,6 +33,8 @@ BASE, EVIDENCE = "ours, one rationality", "ours, per teacher, evidence"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     BASE: ("nothing", {}),
     "ours, per teacher": ("teacher", {}),
+    "ours, one rationality, averaged": ("nothing", {"averaged": True}),
+    "ours, per teacher, averaged": ("teacher", {"averaged": True}),
     "ours, per teacher and category": ("teacher x category", {}),
     "ours, per teacher and category, signed": ("teacher x category", {"signed": True}),
     "ours, per teacher, lapse fitted": ("teacher", {"lapse": "fit"}),
@@ -40,6 +42,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, per teacher, position bias": ("teacher", {"position_bias": 1.0}),
     EVIDENCE: ("teacher", {"ridge": "evidence", "rationality_scale": "evidence"}),
 }
+#: Whose calibration is drawn.
+CURVES = (BASE, "ours, per teacher", "ours, per teacher, averaged")
 ITEM_MODELS: dict[str, dict[str, Any]] = {
     "ours on items, one rationality": {"method": "homogeneous"},
     "ours on items, per teacher": {},
@@ -210,7 +214,7 @@ def measure(
         "folds": count,
         "ridges": ridges,
         "models": measures.described(chances, choice, prompt, BASE),
-        "curves": {name: measures.curve(chances[name], choice) for name in list(MODELS)[:3]},
+        "curves": {name: measures.curve(chances[name], choice) for name in CURVES},
         "failed": failed,
     }
 
