@@ -148,7 +148,7 @@ def run_cell(setting: Setting, method: str, seed: int) -> dict[str, Any]:
         "signs_wrong": int(np.sum(np.sign(fitted) != np.sign(true))),
         "busiest": float(asked.max() / asked.sum()),
         "labels": [r.labels for r in rounds],
-        "curve": [r.accuracy for r in rounds],
+        "curve": [round(r.accuracy, 4) for r in rounds],
         "unconverged": len(caught),
         "seconds_selecting": sum(r.seconds_selecting for r in rounds),
         "seconds_fitting": sum(r.seconds_fitting for r in rounds),
