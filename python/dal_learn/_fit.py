@@ -14,6 +14,7 @@ step moves theta as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -576,7 +577,8 @@ def fit_answers(
     problem = _Problem(reduced, setting, sign)
     state = None
     if start is None and problem.heavy and problem.dense:
-        state = _approached(problem, max_iter, tol)
+        with suppress(np.linalg.LinAlgError):  # with lapses: lambda of answers at odds with a rough theta
+            state = _approached(problem, max_iter, tol)
     if state is None:
         state = problem.start() if start is None else _resumed(problem, start, basis)
     tried = 0
@@ -715,12 +717,14 @@ def _resumed(problem: _Problem, start: Fitted, basis: Floats | None) -> _State:
         shifted = problem.anchor.any() and not problem.setting.anchored
         psi[: problem.n_cells] = size - (size.mean() if shifted else 0.0)
     psi[problem.n_cells :] = start.bias
-    problem.link = start.link
+    link = problem.link
+    if link.free and start.link.free and type(link) is type(start.link):
+        problem.link = start.link
     narrow = problem.answers.spread(None, False)
     weight = problem.target(problem.evaluate(mean, psi, narrow))
     if problem.marginal and len(start.curvature) == len(weight):
         weight = start.curvature
-    elif problem.marginal and not problem.heavy and basis is None and start.factor is not None:
+    elif problem.marginal and not problem.heavy and basis is start.basis is None and start.factor is not None:
         weight = problem.target(problem.evaluate(mean, psi, problem.answers.spread(start.factor, False)))
     return problem.state(mean, psi, weight)
 

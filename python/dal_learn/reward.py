@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -601,9 +602,20 @@ class RewardModel:
             or not isinstance(case.answers, Choices)
         ):
             return None
-        start = _carried_over(self._fitted, self._case, case)
+        if self._learnt_with != self._declared() or not case.knows_as(self._case):
+            return None
+        start = _carried_over(self._fitted, self._case, case, False)
         setting = self._setting(case, self.ridge_, self.rationality_scale_)
-        return refit_answers(case.answers, setting, start, max_iter=int(self.max_iter), tol=float(self.tol))
+        with suppress(np.linalg.LinAlgError):  # with lapses: answers at odds with the fit so far
+            return refit_answers(
+                case.answers, setting, start, max_iter=int(self.max_iter), tol=float(self.tol)
+            )
+        return None
+
+    def _declared(self) -> tuple[Any, ...]:
+        """The parameters that say what is fitted, known rationalities aside."""
+        aside = ("rationality", "warm_start", "max_iter", "tol")
+        return tuple(value for name, value in self.get_params().items() if name not in aside)
 
     def _by_evidence(self) -> tuple[bool, bool]:
         """Whether the labels choose the ridge and the scale."""
@@ -643,7 +655,7 @@ class RewardModel:
         last = vars(self).get("_fitted")
         if not warm or last is None or self.coef_.shape != (case.answers.rows.d,):
             return None
-        return _carried_over(last, self._case, case)
+        return _carried_over(last, self._case, case, bool(self.signed))
 
     def _store(self, case: _Case, fitted: Fitted) -> None:
         """Fitted attributes, and what the standard errors need later."""
@@ -652,6 +664,7 @@ class RewardModel:
             fitted,
             self._setting(case, self.ridge_, self.rationality_scale_),
         )
+        self._learnt_with = self._declared()
         self.coef_ = fitted.mean
         self.n_features_in_, (self.n_teachers_, self.n_categories_) = len(fitted.mean), case.beta.shape
         self.classes_ = np.array([0.0, 0.5, 1.0]) if self.ties else np.array([0, 1])
@@ -673,8 +686,9 @@ class RewardModel:
         self._joint_covariance: JointCovariance | None = None
         self._errors: Floats | None = None
         self._bias_errors: Floats | None = None
-        self.rounds_ = np.unique(case.cells.round) if self.drift else np.zeros(1, np.int64)
-        paths = [self._predicted_cells(int(r))[0] for r in self.rounds_] or [case.beta]
+        labelled = np.unique(case.cells.round)
+        self.rounds_ = labelled if self.drift and len(labelled) else np.zeros(1, np.int64)
+        paths = [self._predicted_cells(int(r))[0] for r in self.rounds_]
         self.rationality_path_ = np.stack(paths, axis=-1)
         self.rationality_ = np.ascontiguousarray(self.rationality_path_[..., -1])
 
@@ -1313,6 +1327,7 @@ class RewardModel:
 
     _case: _Case
     _fitted: Fitted
+    _learnt_with: tuple[Any, ...]
     _loaded_covariance: Floats | None = None
 
 
@@ -1381,18 +1396,26 @@ class _Case:
         """Of every labelled cell, (K,)."""
         return self.beta[self.cells.teacher, self.cells.category]
 
+    def knows_as(self, before: _Case) -> bool:
+        """Whether what is known here is what an earlier case, perhaps of fewer cells, knew."""
+        old = tuple(slice(size) for size in before.beta.shape)
+        same = np.array_equal(self.fixed[old], before.fixed)
+        return same and np.array_equal(self.beta[old], before.beta)
 
-def _carried_over(last: Fitted, before: _Case, case: _Case) -> Fitted:
+
+def _carried_over(last: Fitted, before: _Case, case: _Case, signed: bool) -> Fitted:
     """An earlier fit on the cells and teachers of another case; new ones begin at the prior's mean."""
     keys = zip(before.cells.teacher, before.cells.category, before.cells.round, strict=True)
-    known = dict(zip(keys, last.rationality, strict=True))
+    earlier = dict(zip(keys, last.rationality, strict=True))
     keys = zip(case.cells.teacher, case.cells.category, case.cells.round, strict=True)
-    beta = np.array([known.get(key, 1.0) for key in keys])
+    beta, free = case.rationality, case.free
+    found = np.array([earlier.get(key, 1.0) for key in keys])[free]
+    beta[free] = np.where(found == 0, 1.0, found if signed else np.abs(found))
     bias = np.zeros(len(case.cells.biased))
     _, here, there = np.intersect1d(case.cells.biased, before.cells.biased, return_indices=True)
     if len(last.bias):
         bias[here] = last.bias[there]
-    return replace(last, rationality=np.where(beta == 0, 1.0, beta), bias=bias)
+    return replace(last, rationality=beta, bias=bias)
 
 
 def _anchor(case: _Case, setting: Setting) -> Floats:

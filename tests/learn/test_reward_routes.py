@@ -130,3 +130,56 @@ def test_warm_starts_end_where_cold_ones_do():
     steps = model.fit(x, y, j, c).n_iter_
     cold = RewardModel(tol=1e-8).fit(x, y, j, c)
     assert max(apart(cold, model)) < 1e-6 and steps <= cold.n_iter_
+
+
+@pytest.mark.parametrize("first", [0, 4, 9])
+def test_batches_may_begin_with_fewer_rows_than_features(first):
+    x, y, j, c = crowd(T=60, d=12)
+    model = RewardModel(tol=1e-8).fit(x[:first], y[:first], j[:first], c[:first])
+    model.partial_fit(x[first:10], y[first:10], j[first:10], c[first:10])
+    model.partial_fit(x[10:], y[10:], j[10:], c[10:])
+    assert max(apart(model, RewardModel(tol=1e-8).fit(x, y, j, c))) < 1e-5
+
+
+KNOWN = np.array([[1.0, 2], [3, -4], [-5, 6], [1, 1], [2, 2], [1, np.nan]])
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"lapse": 0.0}, {"lapse": 0.3}),
+        ({"lapse": 0.1}, {"lapse": "fit"}),
+        ({"ties": True}, {"ties": False}),
+        ({"ties": False}, {"ties": True}),
+        ({"signed": True}, {"signed": False}),
+        ({"ridge": 1.0}, {"ridge": 30.0}),
+        ({"rationality_scale": 0.5}, {"rationality_scale": 1.0}),
+        ({"method": "joint_map"}, {"method": "marginal"}),
+        ({"rationality": KNOWN}, {"rationality": None}),
+        ({"rationality": KNOWN}, {"rationality": np.abs(KNOWN)}),
+    ],
+)
+def test_a_later_fit_has_the_parameters_of_its_own(monkeypatch, many, before, after):
+    x, y, j, c = crowd(T=300, d=3)
+    y[::5], y[j == 1] = 0.5, 1 - y[j == 1]
+    cold = RewardModel(tol=1e-8, **after).fit(x, y, j, c)
+    if many:
+        monkeypatch.setattr(_fit, "_HEAVY", 0.0)
+    warm = RewardModel(tol=1e-8, warm_start=True, **before).fit(x, y, j, c).set_params(**after)
+    assert max(apart(warm.fit(x, y, j, c), cold)) < 1e-5
+    model = RewardModel(tol=1e-8, **before).fit(x[:-2], y[:-2], j[:-2], c[:-2]).set_params(**after)
+    assert max(apart(model.partial_fit(x[-2:], y[-2:], j[-2:], c[-2:]), cold)) < 1e-5
+
+
+def test_a_known_rationality_first_asked_in_a_batch(heavy):
+    x, y, j, c = crowd(T=600, m=4)
+    known = np.full((5, 2), np.nan)
+    known[4] = 3.0
+    model = RewardModel(rationality=known).fit(x, y, j, c).partial_fit(0.01 * x[:1], [1], [4])
+    assert model._fitted.rationality[-1] == 3.0 and model.rationality_[4, 0] == 3.0
+
+
+def test_drift_without_labels():
+    model = RewardModel(drift=0.1).fit(np.zeros((0, 2)), [], n_teachers=3)
+    assert model.rationality_path_.shape == (3, 1, 1) and (model.rationality_se_ == 0.5).all()
