@@ -180,6 +180,7 @@ _DRAWN = {
     KNOWN: ("black", ":"),
     "dual:criterion=plug_in": ("tab:purple", "-"),
     "dual:criterion=plug_in,fit=joint_map": ("tab:purple", "--"),
+    "top_b": ("tab:brown", "-"),
     "d_optimal_uniform_teacher": ("tab:orange", "-"),
     "apo_best_teacher": ("tab:red", "--"),
     "uniform_best_teacher": ("tab:green", "--"),
@@ -259,7 +260,7 @@ def plot_spread(found: Results, settings: Mapping[str, Setting], path: Path) -> 
                     )
             panel.set_xlabel("standard deviation of log rationality")
             panel.set_ylabel(words)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
         _save(figure, path)
 
 
