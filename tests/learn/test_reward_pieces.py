@@ -383,7 +383,7 @@ def test_weights_of_nothing_and_nearly_nothing():
 
 
 def test_adversaries_in_some_categories():
-    """Worse than a coin in a category: the sign comes out there only, and most labels count as honest."""
+    """Worse than a coin in a category: the sign comes out there only, and most cells count as honest."""
     for seed in range(4):
         rng = np.random.default_rng(seed)
         x, theta = rng.normal(size=(2400, 5)), 1.5 * rng.normal(size=5)
@@ -394,15 +394,15 @@ def test_adversaries_in_some_categories():
         model = RewardModel(signed=True).fit(x, y, j, c)
         assert np.array_equal(np.sign(model.rationality_), np.sign(beta)), seed
         assert np.corrcoef(model.coef_, theta)[0, 1] > 0.98
-        # The mirror image: everyone turned round. Most labels come from honest cells again.
+        # The mirror image: everyone turned round. Most cells are honest again.
         mirror = RewardModel(signed=True).fit(x, 1 - y, j, c)
         assert np.array_equal(np.sign(mirror.rationality_), np.sign(beta))
         assert mirror.coef_ == pytest.approx(-model.coef_, abs=1e-4)
-        # By weight, not by number: where the adversaries' labels weigh more they are the honest ones.
+        # By cells, not by labels: whoever was asked most, or weighs most, has one vote for each of his.
         heavy = np.where(beta[j, c] < 0, 5.0, 1.0)
-        turned = RewardModel(signed=True).fit(x, y, j, c, heavy)
-        assert np.array_equal(np.sign(turned.rationality_), -np.sign(beta))
-        assert np.corrcoef(turned.coef_, theta)[0, 1] < -0.98
+        weighty = RewardModel(signed=True).fit(x, y, j, c, heavy)
+        assert np.array_equal(np.sign(weighty.rationality_), np.sign(beta))
+        assert np.corrcoef(weighty.coef_, theta)[0, 1] > 0.98
 
 
 def test_a_known_sign_decides():
