@@ -729,7 +729,10 @@ class RewardModel:
             open_to = ~case.fixed[j]
             towards = np.where(count[mine] @ sign[mine] < 0, -1.0, 1.0)
             signs = np.full(len(kinds), towards)
-            signs[c] = sign[mine]
+            nearest = np.argsort(
+                np.where(w <= when, w, -1 - w), kind="stable"
+            )  # the last one until now, last
+            signs[c[nearest]] = sign[mine][nearest]
             beta[j, open_to] = (signs * np.exp(pull @ value[mine]))[open_to]
             if errors:
                 rest = prior_covariance(kinds, now, kinds, now, scale, rho, drift) - pull @ across.T

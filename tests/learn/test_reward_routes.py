@@ -183,3 +183,13 @@ def test_a_known_rationality_first_asked_in_a_batch(heavy):
 def test_drift_without_labels():
     model = RewardModel(drift=0.1).fit(np.zeros((0, 2)), [], n_teachers=3)
     assert model.rationality_path_.shape == (3, 1, 1) and (model.rationality_se_ == 0.5).all()
+
+
+def test_signs_that_change_from_round_to_round():
+    x, _, j, _ = crowd(T=900, m=3)
+    when = np.arange(900) // 300
+    honest = np.where((j == 2) & (when == 1), -1.0, 1.0)
+    y = (honest * x[:, 0] > 0).astype(float)
+    model = RewardModel(signed=True, drift=0.1).fit(x, y, j, round=2 * when)
+    signs = np.sign(model.rationality_path_[:, 0])
+    assert signs.tolist() == [[1, 1, 1], [1, 1, 1], [1, -1, 1]]
