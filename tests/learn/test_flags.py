@@ -98,7 +98,11 @@ def test_flags_hold_where_the_dual_rule_chose_the_questions():
         teachers = SimulatedTeachers(
             c, 1.8 * theta / np.linalg.norm(theta), beta, seed=seed, schedule=schedule
         )
-        study = Study(c, teachers, Design(budget=280, batch=35, seed_labels=35, capacity=(9,) * 5, seed=seed))
+        # Plug-in: the optimistic rule asks him less once he seems dull, and 7 of 12 are noticed so soon.
+        asking = Design(
+            budget=280, batch=35, seed_labels=35, capacity=(9,) * 5, seed=seed, criterion="plug_in"
+        )
+        study = Study(c, teachers, asking)
         study.run()
         rows = study.flags()
         found += "drifts" in rows[-1]["flags"]
