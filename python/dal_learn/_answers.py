@@ -522,7 +522,7 @@ def _tilted(mu: Floats, V: Floats) -> tuple[Floats, Floats, Floats]:
         variance = _spread_about(tilt, V)
         following, _ = _softmax(mu + 0.5 * variance)
         step = float(np.abs(following - tilt).max())
-        if step >= change:  # swinging to and fro
+        if step >= change:  # swinging back and forth
             share = max(0.5 * share, 0.05)
         change = step
         tilt = tilt + share * (following - tilt)
