@@ -52,7 +52,6 @@ _STRETCH = (0.5, 4.0)
 _QUICK = 0.3  # a gradient that shrinks less than to this share wants new second derivatives
 _OLDEST = 0.02  # share of the directions that later batches may determine before a whole fit
 _STALE = 0.1  # posterior standard deviations by which an older spread may be off in a later batch
-_LEFT_OUT = 0.1  # of the error of a spread that is corrected by the one before
 _CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
 _NEWTON_STEPS = 30
 _DENSE = 4096  # features beyond which a mode is sought without a d x d matrix
@@ -184,12 +183,13 @@ class _Past:
 
     images: list[Floats] = field(default_factory=list)
     lengths: list[Floats] = field(default_factory=list)
+    least: int = 3
 
     def mixture(self, image: Floats, length: Floats) -> Floats | None:
-        """sum a_k G(z_k), sum a_k = 1, making |sum a_k length_k| least; None with fewer than three steps."""
+        """sum a_k G(z_k), sum a_k = 1, making |sum a_k length_k| least; None before `least` steps."""
         self.images = [*self.images[1 - _MEMORY :], image]
         self.lengths = [*self.lengths[1 - _MEMORY :], length]
-        if len(self.images) < 3:
+        if len(self.images) < self.least:
             return None
         change = np.diff(np.stack(self.lengths), axis=0)
         share = np.linalg.lstsq(change.T, length, rcond=1e-8)[0]
@@ -746,15 +746,15 @@ def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
     spread = answers.spread(lower if problem.marginal else None, single=True)
     mean = _stretched(problem, there.mean, there.psi, spread)
     state, moved = _newton(problem, mean, there.psi, spread, None, 0.3)
-    quickly, known = 1.0, None
+    quickly, past = 1.0, _Past(least=2)
     while problem.marginal and moved * quickly > _CLOSE * tol:
         lower = problem.factor(problem.target(state.here), single=True)
-        before, last = moved, known
-        spread = known = answers.spread(lower, single=True)
-        if last is not None:  # successive spreads shrink their errors evenly: leave out what is still to come
-            spread = np.maximum(known + quickly * (known - last), 0.0)
+        image = answers.spread(lower, single=True)
+        mixed = past.mixture(image, image - spread)
+        spread = image if mixed is None else np.maximum(mixed, 0.0)
+        before = moved
         state, moved = _newton(problem, state.mean, state.psi, spread, lower, 0.3 * tol)
-        quickly = min(0.1, moved / before) * (1.0 if last is None else _LEFT_OUT)
+        quickly = min(1.0, moved / before)
     return problem.state(state.mean, state.psi, problem.target(state.here))
 
 
