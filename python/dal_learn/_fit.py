@@ -52,7 +52,6 @@ _STRETCH = (0.5, 4.0)
 _QUICK = 0.3  # a gradient that shrinks less than to this share wants new second derivatives
 _OLDEST = 0.02  # share of the directions that later batches may determine before a whole fit
 _STALE = 0.1  # posterior standard deviations by which an older spread may be off in a later batch
-_CLOSE = 10.0  # multiple of tol that one step in double precision makes up for
 _NEWTON_STEPS = 30
 _DENSE = 4096  # features beyond which a mode is sought without a d x d matrix
 _CONJUGATE_STEPS = 400
@@ -747,7 +746,7 @@ def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
     mean = _stretched(problem, there.mean, there.psi, spread)
     state, moved = _newton(problem, mean, there.psi, spread, None, 0.3)
     quickly, past = 1.0, _Past(least=2)
-    while problem.marginal and moved * quickly > _CLOSE * tol:
+    while problem.marginal and moved * quickly > tol:
         lower = problem.factor(problem.target(state.here), single=True)
         image = answers.spread(lower, single=True)
         mixed = past.mixture(image, image - spread)
