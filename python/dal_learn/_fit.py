@@ -735,12 +735,9 @@ def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
     for newer spreads, until these stand still. What it finds is where the ascent proper begins: nothing
     here decides whether that has converged.
     """
-    answers = problem.answers
-    sample = answers.sample(_SAMPLE_STEP)
-    if sample is None:
+    answers, there = problem.answers, _sampled(problem, max_iter)
+    if there is None:
         return None
-    rough = _Problem(sample, problem.setting, problem.sign.copy())
-    _, there = _ascend(rough, rough.start(), max_iter, _SAMPLE_TOL)
     lower = None if there.factor is None else there.factor * np.sqrt(_SAMPLE_STEP)
     spread = answers.spread(lower if problem.marginal else None, single=True)
     mean = _stretched(problem, there.mean, there.psi, spread)
@@ -755,6 +752,15 @@ def _approached(problem: _Problem, max_iter: int, tol: float) -> _State | None:
         state, moved = _newton(problem, state.mean, state.psi, spread, lower, 0.3 * tol)
         quickly = min(1.0, moved / before)
     return problem.state(state.mean, state.psi, problem.target(state.here))
+
+
+def _sampled(problem: _Problem, max_iter: int) -> _State | None:
+    """The rough fit; the sample's rows are let go with it. None where there is nothing to sample."""
+    sample = problem.answers.sample(_SAMPLE_STEP)
+    if sample is None:
+        return None
+    rough = _Problem(sample, problem.setting, problem.sign.copy())
+    return _ascend(rough, rough.start(), max_iter, _SAMPLE_TOL)[1]
 
 
 def _stretched(problem: _Problem, mean: Floats, psi: Floats, spread: Floats) -> Floats:
