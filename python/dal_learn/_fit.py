@@ -210,7 +210,7 @@ class _Problem:
         self.free, self.n_cells, self.d = setting.free, len(setting.free), answers.rows.d
         # A known rationality fixes the scale by itself.
         anchored = setting.anchored or self.n_cells == len(sign)
-        self.anchor = (np.arange(setting.blocks.size) < self.n_cells * anchored).astype(np.float64)
+        self.anchor = self.blocks.anchor(anchored)
         self.heavy = answers.rows.n * self.d**2 > _HEAVY
         self.dense = self.marginal or self.d <= _DENSE
         self._margin: tuple[Floats, Floats] | None = None
@@ -336,7 +336,7 @@ class _Problem:
         gradient = np.concatenate([slope, here.bias_gradient]) - self.blocks.applied(s.psi)
         curvature = np.maximum(np.concatenate([bend, here.bias_curvature]), 0.0)
         coupling = here.coupling[free] if len(here.coupling) else np.zeros(0)
-        partner = self.partner if len(coupling) else np.zeros(0, np.int64)
+        partner = self.blocks.partner if len(coupling) else np.zeros(0, np.int64)
         try:
             gauss = self.blocks.factor(curvature, coupling, partner)
         except np.linalg.LinAlgError:
@@ -347,13 +347,6 @@ class _Problem:
         except np.linalg.LinAlgError:
             exact = None
         return gradient, exact, gauss
-
-    @property
-    def partner(self) -> Integers:
-        """The bias of each cell's teacher, as an index into psi."""
-        owner = np.full(self.blocks.prior.shape[0], -1)
-        owner[self.blocks.block[self.n_cells :]] = np.arange(self.n_cells, self.blocks.size)
-        return owner[self.blocks.block[: self.n_cells]]
 
     def truncated(self, s: _State, slope: Floats) -> _Direction:
         """Newton without a d x d matrix: conjugate gradients on the Schur complement of the teachers."""
@@ -431,7 +424,7 @@ class _Problem:
             old = self.scaled(s.weight)
             scaled = old + np.clip(scaled - old, -_LONGEST_STEP, _LONGEST_STEP)
             try:
-                trial = self.state(mean, psi, np.exp(scaled) if self.positive else scaled)
+                trial = self.state(mean, psi, np.exp(scaled) if self.link.concave else scaled)
             except np.linalg.LinAlgError:
                 trial = None
             if trial is not None and trial.bound >= s.bound - self.slack(s):
@@ -439,14 +432,9 @@ class _Problem:
         past.forget()
         return None
 
-    @property
-    def positive(self) -> bool:
-        """Whether lambda is never negative: so without lapses."""
-        return self.link.concave
-
     def scaled(self, weight: Floats) -> Floats:
         """lambda as it is mixed: its logarithm, except with lapses, where it may be negative."""
-        return np.log(weight + np.finfo(float).tiny) if self.positive else weight
+        return np.log(weight + np.finfo(float).tiny) if self.link.concave else weight
 
     def slack(self, s: _State) -> float:
         """Differences of J that rounding alone can make."""
@@ -631,9 +619,7 @@ def _finished(problem: _Problem, fitted: Fitted, state: _State, basis: Floats | 
     return fitted
 
 
-def refit_answers(
-    answers: Choices, setting: Setting, start: Fitted, *, max_iter: int, tol: float
-) -> Fitted | None:
+def refit_answers(answers: Choices, setting: Setting, start: Fitted, *, tol: float) -> Fitted | None:
     """Take a later batch into a fit to many answers, in a few passes over the rows.
 
     S^-1 gets the new answers' share; how much each older margin varies under it is left as it was, as long as
@@ -646,7 +632,6 @@ def refit_answers(
     setting : Setting
     start : Fitted
         The fit, with the cells and biases of `answers`.
-    max_iter : int
     tol : float
 
     Returns

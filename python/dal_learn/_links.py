@@ -92,6 +92,10 @@ class Link(Protocol):
         """The same model with the shape that makes sum weight E l largest."""
         ...
 
+    def held(self) -> Link:
+        """The same model with its shape no longer to be fitted."""
+        ...
+
     def fisher(self, t: Floats) -> Floats:
         """Fisher information of one answer on t."""
         ...
@@ -128,6 +132,9 @@ class Logistic:
         )
 
     def fitted(self, mean: Floats, sd: Floats, label: Floats, weight: Floats) -> Link:
+        return self
+
+    def held(self) -> Link:
         return self
 
     def fisher(self, t: Floats) -> Floats:
@@ -196,6 +203,9 @@ class Lapsing:
 
         return Lapsing(_root(slope, _LEAST_LAPSE, _MOST_LAPSE), True)
 
+    def held(self) -> Link:
+        return Lapsing(self.shape)
+
     def fisher(self, t: Floats) -> Floats:
         """p'^2 / (p (1 - p))."""
         e = np.exp(-np.abs(t))
@@ -256,6 +266,9 @@ class RaoKupper:
             return float(2 * ties / -np.expm1(-2 * eta) - wins @ low - losses @ high)
 
         return RaoKupper(_root(slope, _LEAST_THRESHOLD, _MOST_THRESHOLD), True)
+
+    def held(self) -> Link:
+        return RaoKupper(self.shape)
 
     def fisher(self, t: Floats) -> Floats:
         """-E l'' over the three outcomes."""

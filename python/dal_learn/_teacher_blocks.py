@@ -148,6 +148,17 @@ class TeacherBlocks:
         """P."""
         return len(self.block)
 
+    @property
+    def partner(self) -> Integers:
+        """The bias of each cell's teacher, as an index into psi: (n_cells,); -1 where there is none."""
+        owner = np.full(self.prior.shape[0], -1)
+        owner[self.block[self.n_cells :]] = np.arange(self.n_cells, self.size)
+        return owner[self.block[: self.n_cells]]
+
+    def anchor(self, held: bool) -> Floats:
+        """1 for the logarithms of rationalities if their sum is held at 0, else 0: (P,)."""
+        return (np.arange(self.size) < self.n_cells * held).astype(np.float64)
+
     def gathered(self, values: Floats) -> Floats:
         """Rows (P, k) in their places, zeros on padding: (J, s, k)."""
         out = np.zeros((*self.prior.shape[:2], values.shape[1]))

@@ -607,9 +607,7 @@ class RewardModel:
         start = _carried_over(self._fitted, self._case, case, False)
         setting = self._setting(case, self.ridge_, self.rationality_scale_)
         with suppress(np.linalg.LinAlgError):  # with lapses: answers at odds with the fit so far
-            return refit_answers(
-                case.answers, setting, start, max_iter=int(self.max_iter), tol=float(self.tol)
-            )
+            return refit_answers(case.answers, setting, start, tol=float(self.tol))
         return None
 
     def _declared(self) -> tuple[Any, ...]:
@@ -677,7 +675,7 @@ class RewardModel:
         self._information = case.answers.information(*at)
         self._matrix: Floats | None = None
         none = case.answers.spread(None, False)
-        fixed_link = _with_fixed_shape(fitted.link)
+        fixed_link = fitted.link.held()
         self.log_likelihood_ = case.answers.evaluate(*at[:3], none, fixed_link).likelihood
         self.objective_, self.objective_path_ = fitted.bound, np.array(fitted.bounds)
         self.gradient_norm_, self.n_iter_ = fitted.gradient_norm, fitted.iterations
@@ -698,7 +696,7 @@ class RewardModel:
         answers = cells.answers(asked)
         window = np.maximum(np.searchsorted(self.rounds_, cells.round, side="right") - 1, 0)
         beta = self.rationality_path_[cells.teacher, cells.category, window]
-        link, none = _with_fixed_shape(self._fitted.link), answers.spread(None, False)
+        link, none = self._fitted.link.held(), answers.spread(None, False)
         margin, bias = answers.rows.margin(self.coef_), self.position_bias_[cells.biased]
         return answers.evaluate(margin, beta, bias, none, link).likelihood, float(asked.weight.sum())
 
@@ -833,7 +831,7 @@ class RewardModel:
         psi[case.free] = joint.side[: len(case.free)]
         psi[case.answers.n_cells :] = joint.side[len(case.free) :]
         margin = case.answers.rows.margin(fitted.mean)
-        link = _with_fixed_shape(fitted.link)
+        link = fitted.link.held()
         total = np.zeros((self.n_features_in_, self.n_features_in_))
         for score in case.answers.scores(margin, fitted.rationality, fitted.bias, link, joint.top, psi):
             total += score.T @ score
@@ -1423,8 +1421,7 @@ def _carried_over(last: Fitted, before: _Case, case: _Case, signed: bool) -> Fit
 
 def _anchor(case: _Case, setting: Setting) -> Floats:
     """Ones for the logarithms whose sum is held at 0: all, unless a known rationality fixes the scale."""
-    anchored = len(case.free) == case.answers.n_cells
-    return (np.arange(setting.blocks.size) < len(case.free) * anchored).astype(np.float64)
+    return setting.blocks.anchor(len(case.free) == case.answers.n_cells)
 
 
 def _joint_covariance(
@@ -1436,9 +1433,7 @@ def _joint_covariance(
     )
     cross = np.concatenate([cells[free] if len(free) else cells, biases])
     coupling = information.coupling[free] if len(information.coupling) else np.zeros(0)
-    owner = np.full(blocks.prior.shape[0], -1)
-    owner[blocks.block[len(free) :]] = np.arange(len(free), blocks.size)
-    partner = owner[blocks.block[: len(free)]] if len(coupling) else np.zeros(0, np.int64)
+    partner = blocks.partner if len(coupling) else np.zeros(0, np.int64)
     own = blocks.factor(np.concatenate([information.cells[free], information.biases]), coupling, partner)
     return JointCovariance(matrix, cross, own, _anchor(case, setting))
 
@@ -1549,12 +1544,6 @@ class _Profile:
             else:
                 outside, beyond, fallen = middle, here, 0.5 * fallen
         return float(middle)
-
-
-def _with_fixed_shape(link: Link) -> Link:
-    if isinstance(link, Lapsing):
-        return Lapsing(link.shape)
-    return RaoKupper(link.shape) if isinstance(link, RaoKupper) else link
 
 
 def _normal_quantile(level: float) -> float:
