@@ -42,6 +42,7 @@ ORDER = {
         ("reward_cv",),
         ("design",),
         ("batches",),
+        ("radius",),
         ("policy",),
         ("campaign",),
         ("comparison",),

@@ -15,12 +15,12 @@ from .encoders import get_encoder
 from .flags import flag_teachers
 from .policy import (
     PessimisticPolicy,
-    confidence_radius,
     greedy_policy,
     lower_confidence_bound,
     mean_features,
     pessimistic_policy,
 )
+from .radius import confidence_radius
 from .reward import RewardModel
 from .reward_cv import RewardModelCV
 from .sources import read_completions, read_conversations, read_folder, read_inputs, read_votes

@@ -40,11 +40,11 @@ from .flags import FLAG_COLUMNS, LEAST, LEVEL
 from .policy import (
     PessimisticPolicy,
     PolicyNotConverged,
-    confidence_radius,
     greedy_policy,
     mean_features,
     pessimistic_policy,
 )
+from .radius import confidence_radius
 from .reward import RewardModel
 from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
 

@@ -22,11 +22,11 @@ from .conversations import Conversations
 from .design import random_stream
 from .policy import (
     PolicyNotConverged,
-    confidence_radius,
     greedy_policy,
     mean_features,
     pessimistic_policy,
 )
+from .radius import confidence_radius
 from .reward import RewardModel
 
 __all__ = ["DemoSize", "demo_comparison", "demo_problem", "policy_under_shift", "small"]
