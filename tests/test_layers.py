@@ -43,6 +43,7 @@ ORDER = {
         ("design",),
         ("batches",),
         ("radius",),
+        ("pessimistic_reward",),
         ("policy",),
         ("campaign",),
         ("comparison",),

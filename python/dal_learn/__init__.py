@@ -13,6 +13,7 @@ from .conversations import Conversations, Texts
 from .design import METHODS
 from .encoders import get_encoder
 from .flags import flag_teachers
+from .pessimistic_reward import PessimisticReward, RewardEstimates
 from .policy import (
     PessimisticPolicy,
     greedy_policy,
@@ -36,8 +37,10 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "PessimisticPolicy",
+    "PessimisticReward",
     "Problem",
     "ReplayedTeachers",
+    "RewardEstimates",
     "RewardModel",
     "RewardModelCV",
     "Round",

@@ -172,7 +172,7 @@ def test_files_that_do_not_fit(tmp_path, words, change):
         ("metadata is not JSON", {"dal-native": "{"}),
         ("metadata is not JSON", {"dal-native": '{"format": NaN}'}),
         ("metadata is not JSON", {"dal-native": "[" * 100_000}),
-        ("names no 'dal-native/reward'", {"dal-native": "[]"}),
+        ("metadata is not a JSON object", {"dal-native": "[]"}),
     ],
 )
 def test_metadata_that_does_not_fit(tmp_path, words, metadata):
