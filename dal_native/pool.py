@@ -293,6 +293,32 @@ class Pool:
         """Largest category + 1 (at least 1)."""
         return int(self.category.max()) + 1 if len(self.category) else 1
 
+    @property
+    def completions(self) -> Pool:
+        """The completions as rows of their own, in a pool that shares their storage: phi, not differences.
+
+        Raises
+        ------
+        ValueError
+            For a pool of differences, which has no completions.
+
+        Examples
+        --------
+        >>> import dal_native as dn
+        >>> dn.Pool.from_completions([[0.0], [1.0], [4.0]], [0, 3]).completions.take([2])
+        array([[4.]])
+        """
+        if self.prompt_offsets is None and self.pair_rows is None:
+            raise ValueError(
+                "this pool holds differences; completions are known for pools of completions only"
+            )
+        view = Pool.__new__(Pool)
+        view.__dict__.update(self.__dict__)
+        view.prompt_offsets = view.pair_offsets = view.pair_rows = None
+        view._size = int(self._file.shape[0] if self._file is not None else len(self.stored()))
+        view.category = _validate.category(None, view._size)
+        return view
+
     def pairs(self, indices: Any) -> NDArray[np.int64]:
         """Rows of the two completions of each conversation: (k, 2) int64, x = rows[second] - rows[first].
 

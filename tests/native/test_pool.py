@@ -638,3 +638,32 @@ def test_a_field_named_bfloat16_that_holds_something_else_is_refused(tmp_path, f
     np.save(tmp_path / "x.npy", stored)
     with pytest.raises(ValueError, match="differences has dtype"):
         dn.Pool.open(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_completions_are_rows_that_share_their_storage(dtype):
+    stored = t.store(np.random.default_rng(9).standard_normal((40, 3)), dtype)
+    pool = dn.Pool.from_completions(stored, [0, 1, 30, 40], category=[0, 1, 2])
+    rows = pool.completions
+    assert len(rows) == 40
+    assert rows.dtype_name == dtype
+    assert np.shares_memory(rows.stored(), pool.stored())
+    assert rows.prompt_offsets is None
+    assert (rows.take(np.arange(40)) == dn.Pool(stored).take(np.arange(40))).all()
+    listed = dn.Pool.from_pairs(stored, [[0, 1]]).completions
+    assert (listed.block(0, 40) == rows.block(0, 40)).all()
+    theta = np.arange(3.0)
+    assert (dn.margin(rows, theta) == dn.margin(dn.Pool(stored), theta)).all()
+    with pytest.raises(ValueError, match="this pool holds differences"):
+        _ = rows.completions
+
+
+def test_completions_of_a_file_are_streamed_like_the_pool(tmp_path):
+    stored = np.random.default_rng(9).standard_normal((400, 3)).astype(np.float32)
+    np.save(tmp_path / "phi.npy", stored)
+    pool = dn.Pool.open(tmp_path / "phi.npy", prompt_offsets=[0, 150, 400], working_memory=2048)
+    rows = pool.completions
+    assert rows.rows is None
+    assert len(rows) == 400
+    assert (dn.margin(rows, np.arange(3.0)) == dn.margin(stored, np.arange(3.0))).all()
+    assert (np.vstack([block for _, _, block in rows.blocks()]) == stored).all()
