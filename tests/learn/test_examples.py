@@ -8,7 +8,11 @@ import pytest
 
 import dal_learn
 
+MODULES = sorted(found.name for found in pkgutil.walk_packages(dal_learn.__path__, "dal_learn."))
 
-@pytest.mark.parametrize("name", sorted(found.name for found in pkgutil.iter_modules(dal_learn.__path__)))
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, capsys):
-    assert doctest.testmod(importlib.import_module(f"dal_learn.{name}")).failed == 0, capsys.readouterr().out
+    if name == "dal_learn.integrations.torch_head":
+        pytest.importorskip("torch")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0, capsys.readouterr().out
