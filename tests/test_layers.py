@@ -45,6 +45,7 @@ ORDER = {
         ("radius",),
         ("pessimistic_reward",),
         ("policy",),
+        ("best_of",),
         ("integrations",),
         ("integrations.torch_head",),
         ("integrations.reward_directory",),

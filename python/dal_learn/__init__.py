@@ -7,6 +7,7 @@ The kernels underneath are `dal_native`; the command line is ``dal``.
 
 from dal_native import __version__
 
+from .best_of import BestOfN, best_of_n
 from .campaign import Campaign, Design, Ledger, LedgerError, Round, Study, split_by_prompt
 from .comparison import Comparison, Problem, Simulation, compare
 from .conversations import Conversations, Texts
@@ -29,6 +30,7 @@ from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teache
 
 __all__ = [
     "METHODS",
+    "BestOfN",
     "Campaign",
     "Comparison",
     "Conversations",
@@ -51,6 +53,7 @@ __all__ = [
     "Texts",
     "Votes",
     "__version__",
+    "best_of_n",
     "compare",
     "confidence_radius",
     "flag_teachers",
