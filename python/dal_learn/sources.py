@@ -35,7 +35,7 @@ from ._files import (
 )
 from ._reward_file import HEAD, read_tensors, write_tensors
 from .conversations import Conversations, Texts
-from .encoders import Encoder, embed, get_encoder
+from .encoders import TEXT_FORMS, Encoder, embed, encoder_input, get_encoder
 from .teachers import Votes
 
 __all__ = [
@@ -63,7 +63,6 @@ Teacher = dict[str, str | float | None]
 
 #: Words taken for a label beside the numbers from 0 to 1.
 _LABELS = {"a": 0.0, "b": 1.0, "tie": 0.5}
-_TEXTS = ("response", "prompt+response")
 
 
 class Recording(NamedTuple):
@@ -343,7 +342,7 @@ def read_conversations(
     >>> read_conversations(target).differences().tolist()
     [[1.0, 0.0]]
     """
-    text = _validate.one_of(text, "text", _TEXTS)
+    text = _validate.one_of(text, "text", TEXT_FORMS)
     if sum(given is not None for given in (completions, encoder, embeddings)) > 1:
         raise ValueError(
             "more than one of completions, encoder and embeddings was given; expected at most one"
@@ -513,12 +512,8 @@ class _Reading:
 
     def inputs(self, order: list[int], text: str) -> list[str]:
         """What the encoder sees of each completion."""
-        words = [str(self.texts[k]) for k in order]
-        if text == "response":
-            return words
         prompts = list(self.prompts)
-        owners = (self.completion_prompt[k] for k in order)
-        return [f"{prompts[owner]}\n\n{word}" for owner, word in zip(owners, words, strict=True)]
+        return [encoder_input(prompts[self.completion_prompt[k]], str(self.texts[k]), text) for k in order]
 
     def conversations(self, vectors: NDArray[Any], order: list[int]) -> Conversations:
         place = np.empty(len(order), np.int64)

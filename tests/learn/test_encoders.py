@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy as np
@@ -10,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dal_learn import encoders
-from dal_learn.encoders import CacheWarning, Encoder, HashingEncoder, embed, get_encoder
+from dal_learn.encoders import (
+    TEXT_FORMS,
+    CacheWarning,
+    Encoder,
+    HashingEncoder,
+    embed,
+    encoder_input,
+    feature_fingerprint,
+    get_encoder,
+)
+from dal_learn.integrations.scorer import RewardScorer
+from dal_learn.pessimistic_reward import PessimisticReward
 
 TEXTS = ["Yes.", "No, because the premise is wrong.", "", "Yes.", "¡Sí! 👍", "a" * 3000]
 
@@ -87,6 +99,14 @@ def test_hashing_is_a_function_of_the_text_alone(texts):
         length = np.linalg.norm(vector)
         assert length == pytest.approx(1.0, abs=1e-6) or length == 0.0
     assert (together.dtype, together.shape) == (np.float32, (len(texts), 32))
+
+
+def test_what_an_encoder_sees_and_how_its_features_are_named(tmp_path):
+    assert encoder_input("p", "c", "response") == "c"
+    assert encoder_input("p", "c", "prompt+response") == "p\n\nc"
+    encoder = HashingEncoder(8)
+    names = {feature_fingerprint(encoder, text) for text in TEXT_FORMS}
+    assert names == {f"hashing:8/{encoder.fingerprint}/{text}" for text in TEXT_FORMS}
 
 
 def test_hashing_stays_what_it_is():
@@ -232,6 +252,12 @@ def test_offline_vectors_depend_on_the_text_alone(offline):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
+def test_offline_is_pickled_without_its_weights(offline):
+    packed = pickle.dumps(offline)
+    assert len(packed) < 1000
+    assert np.array_equal(pickle.loads(packed).encode(["Why?"]), offline.encode(["Why?"]))
+
+
 def test_offline_vectors_carry_meaning(offline):
     cat, pet, stock = offline.encode(["A cat sleeps.", "The kitten is napping.", "Shares lost four percent."])
     assert cat @ pet > cat @ stock + 0.1
@@ -336,6 +362,26 @@ def test_of_an_encoder_decoder_the_encoder_is_used(tiny_model, tmp_path):
     with torch.no_grad():
         expected = model.get_encoder()(input_ids=ids).last_hidden_state[0].mean(dim=0)
     np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+def test_a_model_is_pickled_as_its_options(tiny_model):
+    encoder = get_encoder(tiny_model, pooling="mean", max_tokens=5)
+    packed = pickle.dumps(encoder)
+    assert len(packed) < 1000
+    other = pickle.loads(packed)
+    assert other.fingerprint == encoder.fingerprint
+    assert np.array_equal(other.encode(["yes no"]), encoder.encode(["yes no"]))
+    assert feature_fingerprint(encoder, "response") == f"folder/{encoder.fingerprint}/response"
+
+
+def test_a_scorer_gives_a_text_the_same_bits_in_every_company(tiny_model):
+    encoder = get_encoder(tiny_model)
+    reward = PessimisticReward(np.arange(16.0), np.eye(16), 1.0, encoder=encoder.fingerprint)
+    texts = [words for words in SENTENCES if words]
+    whole = RewardScorer(reward, encoder).rewards(["?"] * len(texts), texts)
+    assert [RewardScorer(reward, encoder).reward("?", words) for words in texts] == whole
+    batched = RewardScorer(reward, encoder, reproducible=False).rewards(["?"] * len(texts), texts)
+    assert np.allclose(batched, whole, atol=1e-4)
 
 
 def test_fingerprint_follows_weights_and_options(tiny_model, tmp_path):
