@@ -24,6 +24,7 @@ from dal_native._dispatch import (
 from dal_native.information import InformationMatrix
 from dal_native.nuisance import JointInformation
 from dal_native.operations import (
+    best_completions,
     best_teacher,
     bradley_terry_loss,
     choice_probability,
@@ -49,6 +50,7 @@ __all__ = [
     "Pool",
     "SelectionProblem",
     "Selector",
+    "best_completions",
     "best_teacher",
     "bradley_terry_loss",
     "capabilities",

@@ -76,6 +76,17 @@ def hessian_vector(pool: PoolView, weight: Floats, vector: Floats, out: Floats, 
 def weighted_sum_by_cell(
     pool: PoolView, row: Integers | None, weight: Floats, cell: Integers, out: Floats, threads: int
 ) -> None: ...
+def best_completions(
+    pool: PoolView,
+    reward: Floats,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    allowed: NDArray[np.uint8] | None,
+    row: Integers,
+    best: Floats,
+    mean: Floats,
+    threads: int,
+) -> None: ...
 def update_leverage(
     pool: PoolView, direction: Floats, coefficient: float, out: Floats, threads: int
 ) -> None: ...

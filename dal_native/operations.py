@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dal_native import _dispatch, _validate
 from dal_native.information import as_factor, leverage_from_factor
-from dal_native.pool import as_pool
+from dal_native.pool import Pool, as_pool
 
 Floats = NDArray[np.float64]
 
@@ -507,6 +507,123 @@ def _finite_sum(out: Floats) -> Floats:
     if not np.isfinite(out).all():
         raise ValueError("the weighted sum is not finite; expected smaller differences or weights")
     return out
+
+
+def best_completions(
+    pool: Any,
+    reward: Any,
+    prompt_weight: Any = None,
+    *,
+    prompt_groups: Any = None,
+    allowed: Any = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Best completion of each prompt under a reward, and the mean features of the policy that chooses it.
+
+    Every completion is read once, whether it lies in memory or in a file.
+
+    Parameters
+    ----------
+    pool : Pool
+        Of completions: `Pool.from_completions`, or `Pool.open` with ``prompt_offsets``.
+    reward : array_like, (d,)
+        theta.
+    prompt_weight : array_like, (P,), optional
+        Of each prompt in the sums, as given and of any sign; 1 / P when absent.
+    prompt_groups : array_like of int, (G+1,), optional
+        Group g holds the prompts prompt_groups[g] to prompt_groups[g+1]; from 0 to P. One group when absent.
+    allowed : array_like of bool, (N,), optional
+        Completions that may be chosen; every prompt needs one.
+    backend, threads
+        See `use_backend` and `set_threads`.
+
+    Returns
+    -------
+    row : ndarray of int64, (P,)
+        The chosen completion of each prompt, as a row of the pool: the first allowed one of largest
+        phi'theta.
+    best : ndarray of float64, (P,)
+        Its phi'theta, with the bits that `margin` of ``pool.completions()`` gives.
+    mean : ndarray of float64, (G, d)
+        Sum over the prompts of each group of weight times phi(row): with the weights absent and one group,
+        x(pi) of the policy that makes these choices.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, a pool of differences, a prompt without any allowed completion, or a reward or sum
+        that overflows.
+
+    Notes
+    -----
+    The result has the same bits for any number of threads, in memory and in a file. From a file runs of up to
+    2^16 numbers, or 64 rows, are read together by each thread, whatever the working memory.
+
+    Examples
+    --------
+    >>> import dal_native as dn
+    >>> pool = dn.Pool.from_completions([[0.0, 1.0], [2.0, 0.0], [3.0, 1.0]], [0, 2, 3])
+    >>> row, best, mean = dn.best_completions(pool, [1.0, 1.0])
+    >>> row, best, mean
+    (array([1, 2]), array([2., 4.]), array([[2.5, 0.5]]))
+    """
+    pool, offsets = _of_completions(pool)
+    theta = _validate.reward(reward, pool.d)
+    weight, groups = _prompts(prompt_weight, prompt_groups, len(offsets) - 1)
+    open_rows = _allowed(allowed, offsets)
+    row, best = np.empty(len(weight), np.int64), np.empty(len(weight))
+    mean = np.empty((len(groups) - 1, pool.d))
+    call = _dispatch.find("best_completions", backend)
+    call(pool, theta, weight, groups, open_rows, row, best, mean, _dispatch.threads(threads))
+    return row, best, _finite_mean(mean)
+
+
+def _of_completions(pool: Any) -> tuple[Pool, NDArray[np.int64]]:
+    if not isinstance(pool, Pool) or pool.prompt_offsets is None:
+        what = "holds differences" if isinstance(pool, Pool) else f"is of type {type(pool).__name__}"
+        raise ValueError(f"pool {what}; expected a pool of the completions of prompts: Pool.from_completions")
+    return pool, pool.prompt_offsets
+
+
+def _prompts(weight: Any, groups: Any, n_prompts: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Weights of the prompts, (P,), and bounds of their groups, (G+1,)."""
+    if weight is None:
+        w = np.full(n_prompts, 1.0 / max(1, n_prompts))
+    else:
+        w = _validate.floats(weight, "prompt_weight", 1)
+        _validate.length(w, n_prompts, "prompt_weight", "prompt")
+    if groups is None:
+        return w, np.array([0, n_prompts])
+    bounds = _validate.integers(groups, "prompt_groups", 1)
+    if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != n_prompts:
+        raise ValueError(f"prompt_groups must start at 0 and end at {n_prompts}, the number of prompts")
+    if (np.diff(bounds) < 0).any():
+        raise ValueError(f"prompt_groups falls after {int(np.argmax(np.diff(bounds) < 0))}; expected bounds")
+    return w, bounds
+
+
+def _allowed(values: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+    if values is None:
+        return None
+    a = _validate.array(values, "allowed")
+    if a.dtype.kind != "b" or a.ndim != 1:
+        a = _validate.integers(a, "allowed", 1)
+    _validate.length(a, int(offsets[-1]), "allowed", "completion")
+    if a.size and (int(a.min()) < 0 or int(a.max()) > 1):
+        raise ValueError("allowed holds numbers other than 0 and 1; expected true or false")
+    none = np.maximum.reduceat(a, offsets[:-1]) == 0 if a.size else np.zeros(0, bool)
+    if none.any():
+        raise ValueError(
+            f"prompt {int(np.argmax(none))} has no allowed completion; expected at least one of each"
+        )
+    return a.astype(np.uint8)
+
+
+def _finite_mean(mean: Floats) -> Floats:
+    if not np.isfinite(mean).all():
+        raise ValueError("a weighted sum of completions is not finite; expected smaller ones or weights")
+    return mean
 
 
 def update_leverage(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,20 @@ def _inverse(matrix: Extended) -> Extended:
 def oracle_margin(x: Floats, reward: Floats) -> Extended:
     """u_i = x_i' theta, (n,)."""
     return np.asarray(np.sum(_extended(x) * _extended(reward), axis=1))
+
+
+def oracle_best_completions(
+    phi: Floats, offsets: ArrayLike, reward: Floats, weight: Floats, groups: ArrayLike, allowed: ArrayLike
+) -> tuple[NDArray[np.int64], Extended, Extended]:
+    """Each prompt's allowed completions tried one by one: row and reward (P,), sums of features (G, d)."""
+    u, bounds = oracle_margin(phi, reward), np.asarray(offsets, np.int64)
+    row = [
+        max((k for k in range(a, b) if np.asarray(allowed)[k]), key=lambda k: (u[k], -k))
+        for a, b in pairwise(bounds)
+    ]
+    chosen = _extended(weight)[:, None] * _extended(phi)[row]
+    mean = [np.sum(chosen[a:b], axis=0) for a, b in pairwise(np.asarray(groups, np.int64))]
+    return np.array(row, np.int64), u[row], np.array(mean, np.longdouble).reshape(-1, phi.shape[1])
 
 
 def oracle_probability(margin: ArrayLike, rationality: ArrayLike) -> Extended:

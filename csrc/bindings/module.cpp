@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -328,6 +329,39 @@ void weighted_sum_by_cell(const PoolView& pool, const std::optional<Integers>& r
   detached(r, threads, [&](const Call& call) { dal::weighted_sum_by_cell(r, at, w, c, count, cells, to, call); });
 }
 
+// A pool of completions, at least one for each prompt; the checked bounds of groups of its prompts.
+Rows completions_of(const PoolView& pool) {
+  const Rows r = pool.view();
+  if (!r.pairs()) refuse("pool: expected completions of prompts");
+  return r;
+}
+
+const int64_t* group_bounds(const Integers& groups, int64_t n_groups, int64_t prompts) {
+  const int64_t* bound = read(groups, "prompt_groups", {n_groups + 1});
+  if (n_groups < 0 || bound[0] != 0 || bound[n_groups] != prompts)
+    refuse("prompt_groups: must start at 0 and end at the number of prompts");
+  for (int64_t g = 0; g < n_groups; ++g)
+    if (bound[g] > bound[g + 1]) refuse("prompt_groups: must not fall");
+  return bound;
+}
+
+void best_completions(const PoolView& pool, const Doubles& reward, const Doubles& prompt_weight, const Integers& groups,
+                      const std::optional<Bytes>& allowed, Integers row, Doubles best, Doubles mean, int threads) {
+  const Rows r = completions_of(pool);
+  const int64_t n_groups = length(groups) - 1, rows = r.prompt_offsets[r.prompts];
+  const double *theta = read(reward, "reward", {r.d}), *w = read(prompt_weight, "prompt_weight", {r.prompts});
+  const int64_t* bound = group_bounds(groups, n_groups, r.prompts);
+  const uint8_t* open = read(allowed, "allowed", {rows});
+  for (int64_t p = 0; open && p < r.prompts; ++p)
+    if (std::none_of(open + r.prompt_offsets[p], open + r.prompt_offsets[p + 1], [](uint8_t a) { return a != 0; }))
+      refuse("allowed: a prompt without any allowed completion");
+  int64_t* at = write(row, "row", {r.prompts});
+  double *top = write(best, "best", {r.prompts}), *sum = write(mean, "mean", {n_groups, r.d});
+  detached(r, threads, [&](const Call& call) {
+    dal::best_completions(r, theta, w, bound, n_groups, open, at, top, sum, call);
+  });
+}
+
 void update_leverage(const PoolView& pool, const Doubles& direction, double coefficient, Doubles out, int threads) {
   const Rows r = pool.view();
   const double* v = read(direction, "direction", {r.d});
@@ -511,6 +545,8 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         py::arg("threads"));
   m.def("weighted_sum_by_cell", &weighted_sum_by_cell, py::arg("pool"), DAL_IN("row"), DAL_IN("weight"), DAL_IN("cell"),
         DAL_IN("out"), py::arg("threads"));
+  m.def("best_completions", &best_completions, py::arg("pool"), DAL_IN("reward"), DAL_IN("prompt_weight"),
+        DAL_IN("prompt_groups"), DAL_IN("allowed"), DAL_IN("row"), DAL_IN("best"), DAL_IN("mean"), py::arg("threads"));
   m.def("update_leverage", &update_leverage, py::arg("pool"), DAL_IN("direction"), py::arg("coefficient"),
         DAL_IN("out"), py::arg("threads"));
   m.def("bradley_terry_loss", &bradley_terry_loss, py::arg("pool"), DAL_IN("choice"), DAL_IN("reward"),

@@ -36,6 +36,13 @@ void hessian_vector(const Rows& rows, const double* weight, const double* vector
 void weighted_sum_by_cell(const Rows& rows, const int64_t* row, const double* weight, const int64_t* cell, int64_t count,
                           int64_t cells, double* out, const Call& call);
 
+// The first allowed completion of largest phi'theta in each prompt of a pool of completions, that reward, and the sum over
+// each group of prompts, groups[g]..groups[g + 1] - 1, of prompt_weight phi(row): row and best (prompts), mean (n_groups,
+// d); allowed (N) or null. Every row is read once. A reward that is not finite is a std::overflow_error.
+void best_completions(const Rows& pool, const double* reward, const double* prompt_weight, const int64_t* groups,
+                      int64_t n_groups, const uint8_t* allowed, int64_t* row, double* best, double* mean,
+                      const Call& call);
+
 void update_leverage(const Rows& pool, const double* direction, double coefficient, double* leverage, const Call& call);
 
 // out (5, n): E sp(t), E s(t), E s'(t), E t s'(t), E t^2 s'(t) under t ~ N(mean, sd^2)

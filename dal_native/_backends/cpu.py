@@ -6,6 +6,8 @@ The SIMD level is the highest this processor offers, or the one the environment 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +111,30 @@ def weighted_sum_by_cell(
     pool: Pool, row: Integers | None, weight: Floats, cell: Integers, out: Floats, threads: int
 ) -> None:
     _kernels.weighted_sum_by_cell(_view(pool), row, weight, cell, out, threads)
+
+
+def best_completions(
+    pool: Pool,
+    reward: Floats,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    allowed: NDArray[np.uint8] | None,
+    out_row: Integers,
+    out_best: Floats,
+    out_mean: Floats,
+    threads: int,
+) -> None:
+    given = (reward, prompt_weight, prompt_groups, allowed)
+    with _overflow_as_bad_value():
+        _kernels.best_completions(_view(pool), *given, out_row, out_best, out_mean, threads)
+
+
+@contextmanager
+def _overflow_as_bad_value() -> Iterator[None]:
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(f"{error}; expected smaller completions or reward") from None
 
 
 def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:

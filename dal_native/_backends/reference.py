@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -265,6 +266,57 @@ def weighted_sum_by_cell(
     with _float64():
         for start, stop, x in _blocks(pool, row):
             np.add.at(out, cell[start:stop], weight[start:stop, None] * x)
+
+
+def best_completions(
+    pool: Pool,
+    reward: Floats,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    allowed: NDArray[np.uint8] | None,
+    out_row: Integers,
+    out_best: Floats,
+    out_mean: Floats,
+    threads: int,
+) -> None:
+    """row_p = argmax u_a over allowed a in p, best_p = u_(row_p), mean_g = sum_(p in g) w_p phi(row_p)."""
+    rows, first = pool.completions(), _offsets(pool)[:-1]
+    u = _rewards(rows, reward, threads)
+    of_allowed = u if allowed is None else np.where(allowed, u, -np.inf)
+    out_best[:] = _largest(of_allowed, first)
+    is_best = np.flatnonzero(of_allowed == _spread(out_best, pool))
+    out_row[:] = is_best[np.searchsorted(is_best, first)]
+    for g, (start, stop) in enumerate(pairwise(prompt_groups)):
+        weighted_sum_by_cell(
+            rows, out_row[start:stop], prompt_weight[start:stop], np.zeros(stop - start, np.int64),
+            out_mean[g : g + 1], threads,
+        )  # fmt: skip
+
+
+def _offsets(pool: Pool) -> Integers:
+    assert pool.prompt_offsets is not None
+    return pool.prompt_offsets
+
+
+def _rewards(rows: Pool, reward: Floats, threads: int) -> Floats:
+    """u_a = phi_a' theta; refused where it overflows."""
+    u = np.empty(len(rows))
+    margin(rows, reward, u, threads)
+    if not np.isfinite(u).all():
+        raise ValueError(
+            f"the reward of completion {int(np.argmin(np.isfinite(u)))} is not finite; "
+            "expected smaller completions or reward"
+        )
+    return u
+
+
+def _largest(of_completions: Floats, first: Integers) -> Floats:
+    return np.maximum.reduceat(of_completions, first) if len(first) else np.empty(0)
+
+
+def _spread(of_prompts: Floats, pool: Pool) -> Floats:
+    """What belongs to a prompt, for each of its completions."""
+    return np.repeat(of_prompts, np.diff(_offsets(pool)))
 
 
 def update_leverage(pool: Pool, direction: Floats, coefficient: float, out: Floats, threads: int) -> None:

@@ -1,0 +1,201 @@
+// The best completion of each prompt, the softmax of its rewards, and their sums of features: every row is read once.
+//
+// Rows are taken in runs: whole prompts of at most run_rows completions together, or as much of one prompt that has
+// more. A few runs of one group of prompts are a task, with a sum of its own; sums are added in the order of the tasks,
+// some tasks at a time, on the calling thread. Where the cuts lie depends on sizes alone, so that neither the number of
+// threads nor where the rows are kept changes a bit. A run lies in a near cache: its rows come from memory once, though
+// they are looked at for their rewards and again for the sum.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "operations/levels.hpp"
+#include "operations/operations.hpp"
+
+namespace dal {
+namespace {
+
+constexpr int64_t kRunsTogether = 4;    // of a task: more cost less adding, fewer are read closer together
+constexpr int64_t kTasksTogether = 64;  // between two additions: bounds what is kept at so many times d values
+constexpr double kNone = -std::numeric_limits<double>::infinity();
+
+int64_t run_rows(int64_t d) { return std::clamp<int64_t>((1 << 16) / d, 64, 1024); }
+
+// Prompts of one group with all of their rows, or a part of the rows of one prompt.
+struct Task {
+  int64_t group, first_prompt, last_prompt, first_row, last_row;
+  bool part;
+};
+
+// Cuts the prompts into tasks, one after the other.
+class Cuts {
+ public:
+  Cuts(const Rows& pool, const int64_t* groups) : offsets_(pool.prompt_offsets), prompts_(pool.prompts), groups_(groups) {
+    most_ = run_rows(pool.d);
+  }
+
+  bool next(Task& task) {
+    if (prompt_ == prompts_) return false;
+    while (prompt_ >= groups_[group_ + 1]) ++group_;
+    const int64_t first_row = offsets_[prompt_] + within_, room = kRunsTogether * most_;
+    task = {group_, prompt_, prompt_ + 1, first_row, first_row, offsets_[prompt_ + 1] - offsets_[prompt_] > most_};
+    if (task.part) {
+      task.last_row = std::min(offsets_[prompt_ + 1], first_row + room);
+      within_ += task.last_row - first_row;
+      if (task.last_row == offsets_[prompt_ + 1]) leave(prompt_ + 1);
+      return true;
+    }
+    int64_t stop = prompt_ + 1;
+    while (stop < groups_[group_ + 1] && offsets_[stop + 1] - offsets_[stop] <= most_ &&
+           offsets_[stop + 1] - first_row <= room)
+      ++stop;
+    task.last_prompt = stop;
+    task.last_row = offsets_[stop];
+    leave(stop);
+    return true;
+  }
+
+ private:
+  void leave(int64_t stop) {
+    prompt_ = stop;
+    within_ = 0;
+  }
+
+  const int64_t *offsets_;
+  int64_t prompts_;
+  const int64_t* groups_;
+  int64_t most_, group_ = 0, prompt_ = 0, within_ = 0;
+};
+
+// What a task finds: features summed, and of a part of a prompt what the rest of that prompt has to know.
+struct Found {
+  std::vector<double> sum;
+  double top = kNone;    // the largest reward
+  int64_t row = -1;      // and the first row that has it
+  double total = 0;      // sum of base exp((u - top) / temperature) over the part, and of the same times u
+  double expected = 0;
+  int64_t overflown = -1;  // the first row whose reward is not finite
+};
+
+// Working space of one thread.
+struct Space {
+  std::vector<char> window;
+  std::vector<double> reward, exponent, weight;
+  std::vector<int64_t> chosen;
+};
+
+// f(first prompt, last prompt, first row, last row) for each run of a task.
+template <class F>
+void each_run(const Rows& pool, const Task& task, F f) {
+  const int64_t most = run_rows(pool.d), *offsets = pool.prompt_offsets;
+  if (task.part) {
+    for (int64_t row = task.first_row; row < task.last_row; row += most)
+      f(task.first_prompt, task.last_prompt, row, std::min(task.last_row, row + most));
+    return;
+  }
+  for (int64_t prompt = task.first_prompt; prompt < task.last_prompt;) {
+    int64_t stop = prompt + 1;
+    while (stop < task.last_prompt && offsets[stop + 1] - offsets[prompt] <= most) ++stop;
+    f(prompt, stop, offsets[prompt], offsets[stop]);
+    prompt = stop;
+  }
+}
+
+// look(task, run of prompts and rows, rewards of the run, the run's rows in memory, space, found) for every run, on any
+// thread; add(task, found) for every task, in their order, on the calling thread.
+template <class Look, class Add>
+void each_task(const Rows& pool, const double* reward, const int64_t* groups, const Call& call, Look look, Add add) {
+  const KernelTable& k = kernels();
+  const auto most = static_cast<size_t>(run_rows(pool.d));
+  std::vector<Space> spaces(static_cast<size_t>(call.threads));
+  std::vector<Task> tasks(static_cast<size_t>(kTasksTogether));
+  std::vector<Found> found(static_cast<size_t>(kTasksTogether));
+  Cuts cuts(pool, groups);
+  for (;;) {
+    size_t count = 0;
+    while (count < tasks.size() && cuts.next(tasks[count])) ++count;
+    if (count == 0) return;
+    parallel_for(static_cast<int64_t>(count), call, [&](int64_t chunk, int worker) {
+      const Task& task = tasks[static_cast<size_t>(chunk)];
+      Found& mine = found[static_cast<size_t>(chunk)];
+      Space& space = spaces[static_cast<size_t>(worker)];
+      space.reward.resize(most);
+      std::vector<double> sum = std::move(mine.sum);
+      sum.assign(static_cast<size_t>(pool.d), 0.0);
+      mine = Found{};
+      mine.sum = std::move(sum);
+      each_run(pool, task, [&](int64_t first_prompt, int64_t last_prompt, int64_t first_row, int64_t last_row) {
+        if (mine.overflown >= 0) return;
+        const Rows held = with_rows(pool, first_row, last_row, space.window);
+        double* u = space.reward.data();
+        k.margin(held.at(first_row), held.storage, last_row - first_row, pool.d, reward, u, nullptr);
+        for (int64_t q = last_row - first_row; q-- > 0;)
+          if (!std::isfinite(u[q])) mine.overflown = first_row + q;
+        if (mine.overflown < 0) look(k, task, first_prompt, last_prompt, first_row, last_row, held, space, mine);
+      });
+    });
+    for (size_t chunk = 0; chunk < count; ++chunk) {
+      if (found[chunk].overflown >= 0)
+        throw std::overflow_error("the reward of completion " + std::to_string(found[chunk].overflown) + " is not finite");
+      add(tasks[chunk], found[chunk]);
+    }
+    poll_sometimes(call);
+  }
+}
+
+void add_scaled(const std::vector<double>& x, double scale, double* out) {
+  for (size_t j = 0; j < x.size(); ++j) out[j] += scale * x[j];
+}
+
+}  // namespace
+
+void best_completions(const Rows& pool, const double* reward, const double* prompt_weight, const int64_t* groups,
+                      int64_t n_groups, const uint8_t* allowed, int64_t* row, double* best, double* mean,
+                      const Call& call) {
+  const int64_t d = pool.d, *offsets = pool.prompt_offsets;
+  std::fill(mean, mean + n_groups * d, 0.0);
+  // The first of the largest rewards among allowed rows, u[0] that of row `first`; better than `top` or none.
+  const auto first_best = [=](const double* u, int64_t first, int64_t last, double& top, int64_t& at) {
+    for (int64_t q = first; q < last; ++q)
+      if (u[q - first] > top && (!allowed || allowed[q])) {
+        top = u[q - first];
+        at = q;
+      }
+  };
+  const auto look = [&](const KernelTable& k, const Task& task, int64_t first_prompt, int64_t last_prompt, int64_t first_row,
+                        int64_t last_row, const Rows& held, Space& space, Found& found) {
+    const double* u = space.reward.data();
+    if (task.part) {
+      const int64_t before = found.row;
+      first_best(u, first_row, last_row, found.top, found.row);
+      if (found.row != before) k.to_double(held.at(found.row), held.storage, d, found.sum.data());
+      return;
+    }
+    space.chosen.resize(static_cast<size_t>(last_prompt - first_prompt));
+    for (int64_t p = first_prompt; p < last_prompt; ++p) {
+      double top = kNone;
+      first_best(u + (offsets[p] - first_row), offsets[p], offsets[p + 1], top, row[p]);
+      best[p] = top;
+      space.chosen[static_cast<size_t>(p - first_prompt)] = row[p] - first_row;
+    }
+    k.add_weighted_rows(held.at(first_row), held.storage, d, space.chosen.data(), last_prompt - first_prompt,
+                        prompt_weight + first_prompt, nullptr, 0, d, found.sum.data());
+  };
+  Found open;  // of the prompt whose parts are coming
+  each_task(pool, reward, groups, call, look, [&](const Task& task, Found& found) {
+    double* sum = mean + task.group * d;
+    if (!task.part) return add_scaled(found.sum, 1.0, sum);
+    if (found.top > open.top) std::swap(open, found);
+    const int64_t p = task.first_prompt;
+    if (task.last_row < offsets[p + 1]) return;
+    row[p] = open.row;
+    best[p] = open.top;
+    add_scaled(open.sum, prompt_weight[p], sum);
+    open = Found{};
+  });
+}
+
+}  // namespace dal
