@@ -544,7 +544,7 @@ def best_completions(
         The chosen completion of each prompt, as a row of the pool: the first allowed one of largest
         phi'theta.
     best : ndarray of float64, (P,)
-        Its phi'theta, with the bits that `margin` of ``pool.completions()`` gives.
+        Its phi'theta, with the bits that `margin` of ``pool.completions`` gives.
     mean : ndarray of float64, (G, d)
         Sum over the prompts of each group of weight times phi(row): with the weights absent and one group,
         x(pi) of the policy that makes these choices.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -351,40 +350,6 @@ class Pool:
         a = k - 1 - r
         b = k - 1 - (left - 1 - (r - 1) * r // 2)
         return np.stack([first_row + a, first_row + b], axis=1)
-
-    def completions(self) -> Pool:
-        """The completions themselves as the rows of a pool, sharing what this one holds: nothing is copied.
-
-        Margins of it are rewards phi'theta, leverages with a reference nu those of phi - nu.
-
-        Returns
-        -------
-        Pool
-            Of N rows, each of its prompt's category (category 0 where pairs are listed).
-
-        Raises
-        ------
-        ValueError
-            For a pool of differences.
-
-        Examples
-        --------
-        >>> import dal_native as dn
-        >>> pool = dn.Pool.from_completions([[1.0], [4.0], [2.0]], [0, 2, 3])
-        >>> dn.margin(pool.completions(), [10.0])
-        array([10., 40., 20.])
-        """
-        if self.prompt_offsets is None and self.pair_rows is None:
-            raise ValueError(
-                "this pool holds differences; completions are known for pools of completions only"
-            )
-        pool = copy.copy(self)
-        pool._size = len(self.rows) if self.rows is not None else self._file.shape[0] if self._file else 0
-        pool.category = np.zeros(pool._size, np.int32)
-        if self.prompt_offsets is not None:
-            pool.category = np.repeat(self.category, np.diff(self.prompt_offsets))
-        pool.prompt_offsets = pool.pair_offsets = pool.pair_rows = None
-        return pool
 
     def category_of(self, indices: Any) -> NDArray[np.int32]:
         """Category of each of these conversations: (k,) int32, for both kinds of pool.

@@ -280,7 +280,7 @@ def best_completions(
     threads: int,
 ) -> None:
     """row_p = argmax u_a over allowed a in p, best_p = u_(row_p), mean_g = sum_(p in g) w_p phi(row_p)."""
-    rows, first = pool.completions(), _offsets(pool)[:-1]
+    rows, first = pool.completions, _offsets(pool)[:-1]
     u = _rewards(rows, reward, threads)
     of_allowed = u if allowed is None else np.where(allowed, u, -np.inf)
     out_best[:] = _largest(of_allowed, first)

@@ -109,7 +109,7 @@ def test_best_is_the_definition(backend, shape, d, dtype_name):
 def test_best_is_the_first_largest_margin_to_the_bit(backend, shape, dtype_name):
     case = Case(COUNTS[shape], 19, dtype_name, kind="duplicates")
     row, best, _ = case.best(backend=backend)
-    u = dn.margin(case.pool.completions(), case.reward, backend=backend)
+    u = dn.margin(case.pool.completions, case.reward, backend=backend)
     allowed = np.where(case.allowed, u, -np.inf)
     assert (best == np.maximum.reduceat(allowed, case.offsets[:-1])).all()
     first = [a + int(np.argmax(allowed[a:b])) for a, b in zip(case.offsets, case.offsets[1:], strict=False)]
@@ -306,7 +306,7 @@ R = [1.0, 1.0]
         (lambda: dn.best_completions(POOL, R, allowed=[[True] * 3]), "allowed has 2 dimensions"),
         (lambda: dn.best_completions(POOL, R, backend="numba"), "which this version does not have"),
         (lambda: dn.best_completions(POOL, R, threads=0), "threads is 0; expected"),
-        (lambda: dn.Pool([[1.0]]).completions(), "this pool holds differences; completions are known"),
+        (lambda: dn.Pool([[1.0]]).completions, "this pool holds differences; completions are known"),
     ],
 )
 def test_refusals(call, message):
@@ -362,7 +362,7 @@ def test_the_binding_checks_what_it_is_given():
 def test_completions_as_rows(tmp_path, backend, dtype_name, streamed):
     case = Case(COUNTS["ragged"], 24, dtype_name)
     pool = case.streamed(tmp_path / "x.npy", 1 << 16) if streamed else case.pool
-    rows = pool.completions()
+    rows = pool.completions
     assert (len(rows), rows.d, rows.dtype_name, len(pool)) == (len(case.phi), 24, dtype_name, len(case.pool))
     assert rows.stored() is pool.stored()
     assert (rows.take([5, 0]) == case.phi[[5, 0]]).all()
@@ -373,14 +373,7 @@ def test_completions_as_rows(tmp_path, backend, dtype_name, streamed):
     h = dn.leverage(rows, np.eye(24), backend=backend)
     assert h == pytest.approx((case.phi**2).sum(axis=1), rel=1e-12)
     with pytest.raises(ValueError, match="holds differences"):
-        rows.completions()
-
-
-def test_completions_keep_their_prompts_category():
-    pool = dn.Pool.from_completions(np.ones((4, 1)), [0, 1, 4], [3, 5])
-    assert pool.completions().category.tolist() == [3, 5, 5, 5]
-    listed = dn.Pool.from_pairs(np.ones((4, 1)), [[0, 1]], [7])
-    assert listed.completions().category.tolist() == [0] * 4
+        _ = rows.completions
 
 
 # ---------------------------------------------------------------------------------------------- long calls
