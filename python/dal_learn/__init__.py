@@ -22,7 +22,7 @@ from .policy import (
     mean_features,
     pessimistic_policy,
 )
-from .radius import confidence_radius
+from .radius import Radius, bootstrap_radius, calibrated_radius, confidence_radius, nominal_radius
 from .reward import RewardModel
 from .reward_cv import RewardModelCV
 from .sources import read_completions, read_conversations, read_folder, read_inputs, read_votes
@@ -41,6 +41,7 @@ __all__ = [
     "PessimisticPolicy",
     "PessimisticReward",
     "Problem",
+    "Radius",
     "ReplayedTeachers",
     "RewardEstimates",
     "RewardModel",
@@ -54,6 +55,8 @@ __all__ = [
     "Votes",
     "__version__",
     "best_of_n",
+    "bootstrap_radius",
+    "calibrated_radius",
     "compare",
     "confidence_radius",
     "flag_teachers",
@@ -61,6 +64,7 @@ __all__ = [
     "greedy_policy",
     "lower_confidence_bound",
     "mean_features",
+    "nominal_radius",
     "pessimistic_policy",
     "read_completions",
     "read_conversations",

@@ -19,6 +19,7 @@ from ._rows import Rows
 __all__ = [
     "Asked",
     "Cells",
+    "balanced_folds",
     "cells_of",
     "check_choices",
     "check_labels",
@@ -124,6 +125,20 @@ def joined(first: Asked, then: Asked) -> Asked:
     place = np.concatenate([first.place, first.given + then.place])
     pools, given = _packed(first.pools, then.pools), first.given + then.given
     return replace(first, pools=pools, row=row, place=place, given=given, **both)
+
+
+def balanced_folds(group: Integers, folds: int, seed: int) -> Integers:
+    """Fold of each answer: groups (0 to G - 1) in random order, the largest first, each into the lightest
+    of `folds` folds, or of as many as there are groups.
+    """
+    size = np.bincount(group)
+    order = np.random.Generator(np.random.Philox(seed)).permutation(len(size))
+    load = np.zeros(min(folds, len(size)), np.int64)
+    of_group = np.empty(len(size), np.int64)
+    for g in order[np.argsort(-size[order], kind="stable")]:
+        of_group[g] = np.argmin(load)
+        load[of_group[g]] += size[g]
+    return np.asarray(of_group[group])
 
 
 def _packed(first: tuple[Any, ...], then: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -44,7 +44,7 @@ from .policy import (
     mean_features,
     pessimistic_policy,
 )
-from .radius import confidence_radius
+from .radius import nominal_radius
 from .reward import RewardModel
 from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
 
@@ -1063,9 +1063,7 @@ def policy_summary(
     reward_norm : float, optional
         S >= abs(theta): the radius is sqrt(chi2_d(1 - delta)) + sqrt(ridge) S, the second term for the
         ridge's pull towards 0 (0 leaves it out, and coverage may fall far below nominal where theta is
-        longer than the prior expects). By default S^2 is theta's expected square under the posterior,
-        abs(theta)^2 + the trace of its covariance: d / ridge before any label, the estimate's own when there
-        are many.
+        longer than the prior expects); by default `radius.posterior_reward_norm`.
     reward : ndarray, (d,), optional
         The truth, in a simulation.
 
@@ -1081,25 +1079,22 @@ def policy_summary(
         return None, []
     if radius is not None and not np.isfinite(radius):
         raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
-    if radius is None and reward_norm is None:
-        spread = float(np.trace(model.coef_covariance()))
-        reward_norm = float(np.sqrt(model.coef_ @ model.coef_ + spread))
-    gamma = (
-        radius
-        if radius is not None
-        else confidence_radius(c.d, delta, "ellipsoid", _ridge(model), reward_norm)
-    )
+    claimed = None
+    if radius is None:
+        claimed = nominal_radius(model, delta, reward_norm=reward_norm)
+        radius = claimed.value
     shared = (c.completions, c.prompt_offsets, model.coef_)
-    greedy = greedy_policy(*shared, M=model.information_, radius=gamma, reference="mean")
+    greedy = greedy_policy(*shared, M=model.information_, radius=radius, reference="mean")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PolicyNotConverged)  # the gap is reported
         careful = pessimistic_policy(
-            *shared, model.information_, gamma, reference="mean", tol=1e-4 * max(1.0, abs(greedy.value))
+            *shared, model.information_, radius, reference="mean", tol=1e-4 * max(1.0, abs(greedy.value))
         )
     summary: dict[str, Any] = {
-        "radius": gamma,
-        "delta": delta if radius is None else None,
-        "reward_norm": reward_norm if radius is None else None,
+        "radius": radius,
+        "delta": delta if claimed is not None else None,
+        "reward_norm": claimed.reward_norm if claimed is not None else None,
+        "assumption": claimed.assumption if claimed is not None else None,
         "reference": "mean of each prompt's completions",
         "prompts": len(c.prompt_offsets) - 1,
         "completions": len(c.completions),
@@ -1108,11 +1103,6 @@ def policy_summary(
         "greedy": _policy_figures(c, greedy, reward),
     }
     return summary, _policy_rows(c, careful, greedy)
-
-
-def _ridge(model: RewardModel) -> float:
-    """The ridge inside the information matrix."""
-    return float(model.ridge_)
 
 
 def _policy_figures(c: Conversations, policy: PessimisticPolicy, reward: Floats | None) -> dict[str, Any]:

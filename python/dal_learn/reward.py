@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -692,13 +692,26 @@ class RewardModel:
 
     def _held_out(self, asked: Asked) -> tuple[float, float]:
         """Log likelihood of other answers at (`coef_`, `rationality_`), and their weight."""
+        answers, (margin, beta, bias, link) = self._at(asked)
+        none = answers.spread(None, False)
+        return answers.evaluate(margin, beta, bias, none, link).likelihood, float(asked.weight.sum())
+
+    def _held_out_score(self, asked: Asked) -> tuple[Floats, Floats]:
+        """Score of other answers along theta, (d,), and what the model says is its covariance, (d, d)."""
+        answers, at = self._at(asked)
+        score, d = np.zeros(self.n_features_in_), self.n_features_in_
+        for rows in answers.scores(*at, np.eye(d), np.zeros((answers.n_cells + answers.n_biases, d))):
+            score += rows.sum(axis=0)
+        return score, answers.gram(answers.information(*at).curvature, False)
+
+    def _at(self, asked: Asked) -> tuple[Answers, tuple[Floats, Floats, Floats, Link]]:
+        """Other answers, and where to evaluate them: margins, rationalities, biases, link."""
         cells = cells_of(asked, bool(self.drift), bool(self.position_bias))
         answers = cells.answers(asked)
         window = np.maximum(np.searchsorted(self.rounds_, cells.round, side="right") - 1, 0)
         beta = self.rationality_path_[cells.teacher, cells.category, window]
-        link, none = self._fitted.link.held(), answers.spread(None, False)
-        margin, bias = answers.rows.margin(self.coef_), self.position_bias_[cells.biased]
-        return answers.evaluate(margin, beta, bias, none, link).likelihood, float(asked.weight.sum())
+        bias = self.position_bias_[cells.biased]
+        return answers, (answers.rows.margin(self.coef_), beta, bias, self._fitted.link.held())
 
     def _predicted_cells(self, when: int, errors: bool = False) -> tuple[Floats, Floats]:
         """Rationality of every (teacher, category) in round `when`, and standard errors of its logarithm."""
@@ -826,16 +839,20 @@ class RewardModel:
 
     def _sandwich(self, joint: JointCovariance) -> Floats:
         """sum of s s' over the answers, s the score's effect on theta."""
+        total = np.zeros((self.n_features_in_, self.n_features_in_))
+        for effect in self._effects(joint):
+            total += effect.T @ effect
+        return total
+
+    def _effects(self, joint: JointCovariance) -> Iterator[Floats]:
+        """What each answer's score does to theta (one Newton step), in blocks of answers: (t, d)."""
         case, fitted = self._case, self._fitted
         psi = np.zeros((case.answers.n_cells + case.answers.n_biases, self.n_features_in_))
         psi[case.free] = joint.side[: len(case.free)]
         psi[case.answers.n_cells :] = joint.side[len(case.free) :]
         margin = case.answers.rows.margin(fitted.mean)
         link = fitted.link.held()
-        total = np.zeros((self.n_features_in_, self.n_features_in_))
-        for score in case.answers.scores(margin, fitted.rationality, fitted.bias, link, joint.top, psi):
-            total += score.T @ score
-        return total
+        yield from case.answers.scores(margin, fitted.rationality, fitted.bias, link, joint.top, psi)
 
     @property
     def coef_se_(self) -> Floats:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dal_native import _validate as V
 
 from ._fit import Fitted
-from ._labels import Asked
+from ._labels import Asked, balanced_folds
 from .reward import ConvergenceWarning, RewardModel, _Case
 
 __all__ = ["RewardModelCV"]
@@ -271,26 +271,19 @@ class RewardModelCV(RewardModel):
         return scores, weight, early
 
     def _folds(self, asked: Asked) -> Integers:
-        """Fold of each answer: groups in random order, the largest first, each into the lightest fold."""
+        """Fold of each answer; those of a group share it."""
         if self._groups is None:
             group = np.arange(asked.count)
         else:
             given = V.integers(self._groups, "groups", 1)
             V.length(given, asked.given, "groups", "label")
             group = np.unique(given[asked.place], return_inverse=True)[1]
-        size = np.bincount(group)
-        if len(size) < 2:
+        count = int(group.max(initial=-1)) + 1
+        if count < 2:
             raise ValueError(
-                f"cross-validation needs two labels or groups (n_samples = {len(size)}); expected more"
+                f"cross-validation needs two labels or groups (n_samples = {count}); expected more"
             )
-        order = np.random.Generator(np.random.Philox(int(self.seed))).permutation(len(size))
-        order = order[np.argsort(-size[order], kind="stable")]
-        load = np.zeros(min(int(self.cv), len(size)), np.int64)
-        of_group = np.empty(len(size), np.int64)
-        for g in order:
-            of_group[g] = np.argmin(load)
-            load[of_group[g]] += size[g]
-        fold = of_group[group]
+        fold = balanced_folds(group, int(self.cv), int(self.seed))
         self.fold_ = np.full(asked.given, -1)
         self.fold_[asked.place] = fold
         return fold

@@ -19,6 +19,7 @@ from dal_learn._ledger import Ledger, LedgerError, campaign_lock
 from dal_learn.campaign import Design
 from dal_learn.comparison import AnswersAwaited, Comparison, People, Problem, Simulation, paired_difference
 from dal_learn.conversations import Conversations, Texts
+from dal_learn.radius import confidence_radius
 from dal_learn.reward import RewardModel
 from dal_learn.teachers import Votes
 
@@ -172,11 +173,12 @@ def test_the_radius_counts_the_ridges_bias():
     c = make_conversations()
     y = (c.differences() @ np.ones(3) > 0).astype(float)
     model = RewardModel(ridge=2.0).fit(c.differences(), y)
-    chi = comparison.confidence_radius(3, 0.1)
+    chi = confidence_radius(3, 0.1)
     summary, _ = comparison.policy_summary(c, model)
     expected = np.sqrt(model.coef_ @ model.coef_ + np.trace(model.coef_covariance()))
     assert summary["reward_norm"] == pytest.approx(expected)
     assert summary["radius"] == pytest.approx(chi + np.sqrt(2.0) * expected)
+    assert "the answers are independent" in summary["assumption"]
     assert comparison.policy_summary(c, model, reward_norm=0.0)[0]["radius"] == pytest.approx(chi)
     by_hand = comparison.policy_summary(c, model, radius=1.5)[0]
     assert (by_hand["radius"], by_hand["reward_norm"], by_hand["delta"]) == (1.5, None, None)
