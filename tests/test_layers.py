@@ -48,7 +48,7 @@ ORDER = {
         ("best_of",),
         ("integrations",),
         ("integrations.scorer",),
-        ("integrations.trl_reward",),
+        ("integrations.trl_reward", "integrations.openrlhf_reward", "integrations.verl_reward"),
         ("integrations.torch_head",),
         ("integrations.reward_directory",),
         ("campaign",),
