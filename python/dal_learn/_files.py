@@ -136,7 +136,7 @@ def atomic_write(
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(target.parent)
+    sync_to_disk(target.parent)
 
 
 def _rename_new(temporary: Path, target: Path) -> None:
@@ -148,11 +148,11 @@ def _rename_new(temporary: Path, target: Path) -> None:
     os.unlink(temporary)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk, on systems that can open a folder."""
+def sync_to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder (a rename), to the disk; on systems that can open a folder."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -541,7 +541,7 @@ class HuggingFaceEncoder:
             local_files_only = offline or bare or Path(self.name).is_dir()
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
         try:
-            with _quietly(transformers):
+            with quietly(transformers):
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **source)
                 network = transformers.AutoModel.from_pretrained(self.name, use_safetensors=True, **source)
         except Exception as error:  # OSError, ValueError, hub and network errors of many classes
@@ -560,6 +560,16 @@ class HuggingFaceEncoder:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its options: weights are loaded again on the other side."""
         return type(self), self._given
+
+    @property
+    def network(self) -> Any:
+        """The transformers model, in float32; of an encoder-decoder its encoder."""
+        return self._network
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self._tokenizer
 
     def _limit(self, max_tokens: int | None) -> int:
         limits = [int(self._tokenizer.model_max_length)]
@@ -640,7 +650,7 @@ def _in_hub_cache(name: str, revision: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """Without the libraries' own log lines and progress bars: what goes wrong is said once, by us."""
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels, bars = [logger.level for logger in loggers], transformers.utils.logging
