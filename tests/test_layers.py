@@ -46,6 +46,7 @@ ORDER = {
         ("pessimistic_reward",),
         ("policy",),
         ("best_of",),
+        ("choices",),
         ("integrations",),
         ("integrations.scorer",),
         ("integrations.trl_reward", "integrations.openrlhf_reward", "integrations.verl_reward"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -24,12 +25,15 @@ import dal_native as dn
 
 from . import comparison, demo, doctor, report, sources
 from ._files import read_csv, read_json_lines, read_lines, write_jsonl
+from .best_of import best_of_n
 from .campaign import UNLIMITED, Campaign, Design
+from .choices import REFERENCES, choices_of, policy_for, ranked_rows
 from .comparison import BASELINES, AnswersAwaited, Comparison, People, Problem
 from .conversations import Conversations
 from .design import METHODS
 from .encoders import TEXT_FORMS, feature_fingerprint, get_encoder
 from .flags import flag_teachers
+from .pessimistic_reward import PessimisticReward
 from .reward import RewardModel
 from .teachers import Votes
 
@@ -821,6 +825,15 @@ def _teacher_text(rows: Sequence[Mapping[str, Any]], most: int = 30) -> str:
     return report.aligned(header, cells) + more
 
 
+_best_options = _options(
+    click.option("--reward", "reward_file", type=_FILE, required=True,
+                 help="reward.safetensors of dal run or dal fit, or pessimistic.safetensors."),
+    click.option("--reference", type=click.Choice(tuple(REFERENCES)), default="mean", show_default=True,
+                 help="What a choice must be better than: each prompt's mean completion, its first (the "
+                 "answer in use), or a reward of 0."),
+)  # fmt: skip
+
+
 @main.command(
     "policy",
     short_help="Choose completions that the labels can vouch for.",
@@ -828,38 +841,54 @@ def _teacher_text(rows: Sequence[Mapping[str, Any]], most: int = 30) -> str:
 )
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_data_options
-@click.option(
-    "--reward", "reward_file", type=_FILE, required=True, help="reward.safetensors of dal run or dal fit."
-)
+@_best_options
 @_policy_options
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Of a KL penalty against choosing evenly; the least favourable reward then goes to --save-reward.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSONL to write.")
+@click.option(
+    "--save-reward",
+    "saved",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the reward with radius and reference as safetensors: for dal serve and training stacks.",
+)
 @_force_option
 @_json_option
 def policy_command(
-    folder: Path | None, reward_file: Path, out: Path, force: bool, as_json: bool, **given: Any
+    folder: Path | None,
+    reward_file: Path,
+    out: Path,
+    saved: Path | None,
+    force: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
-    """Choose, for every prompt, the best completion that the labels can vouch for."""
-    if out.exists() and not force:
-        raise ValueError(f"{out}: exists; use --force to replace it, or another name")
-    read = _load(folder, given)
-    conversations = read.conversations
+    """Choose, for every prompt, the best completion that the labels can vouch for: all prompts jointly."""
+    _refuse_taken(force, out, saved)
+    read = _completions_of(folder, given)
     model = RewardModel.load(reward_file, encoder=read.encoder)
-    if len(model.coef_) != conversations.d:
-        raise ValueError(
-            f"{reward_file}: is for {len(model.coef_)} features, but the completions have {conversations.d}"
+    _check_width(reward_file, len(model.coef_), read.conversations)
+    with _bar("policy", as_json) as tell:
+        tell(0, 1, "")
+        options = ("delta", "radius", "reward_norm", "reference", "temperature")
+        found = choices_of(
+            read.conversations, model, encoder=read.encoder, **{name: given[name] for name in options}
         )
-    summary, rows = comparison.policy_summary(
-        conversations,
-        model,
-        delta=given["delta"],
-        radius=given["radius"],
-        reward_norm=given["reward_norm"],
-    )
-    if summary is None:
-        raise ValueError("a policy chooses completions, but only differences of pairs are given")
-    write_jsonl(out, rows)
+    assert found is not None
+    write_jsonl(out, found.rows)
+    files = [out]
+    if saved is not None:
+        found.reward.save(saved)
+        files.append(saved)
+    summary = found.summary
     if as_json:
-        _print_json({**summary, "file": str(out)})
+        shown = {key: value for key, value in summary.items() if key != "drawn"}
+        _print_json({**shown, "file": str(out), "files": [str(path) for path in files]})
         return
     cells = [
         [name, f"{summary[name]['value']:.3f}", f"{summary[name]['lower_bound']:.3f}"]
@@ -867,9 +896,102 @@ def policy_command(
     ]
     click.echo(report.aligned(("policy", "estimated reward", "lower bound"), cells))
     click.echo(
-        f"\nRewards are above the average completion; radius {summary['radius']:.2f}. The choices differ in "
-        f"{summary['prompts_where_choices_differ']:,} of {summary['prompts']:,} prompts.\nWritten: {out}"
+        f"\nRewards are above the reference ({summary['reference']}); radius {summary['radius']:.2f}. The "
+        f"choices differ in {summary['prompts_where_choices_differ']:,} of {summary['prompts']:,} prompts; "
+        f"{summary['prompts_vouched_for']:,} choices are better than the reference by their own lower bound."
     )
+    click.echo(f"\nMost uncertain prompts:\n{report.uncertain_table(summary)}")
+    click.echo(f"\nWritten: {', '.join(str(path) for path in files)}")
+
+
+@main.command(
+    "best-of-n",
+    short_help="Rank the completions of each prompt, and abstain where the labels do not tell.",
+    epilog="Example: dal best-of-n data --encoder offline --reward results/pessimistic.safetensors "
+    "--reference first --abstain --out ranked.jsonl",
+)
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_data_options
+@_best_options
+@click.option("--radius", type=float, default=None, help="In place of the one stored with the reward.")
+@click.option(
+    "--by",
+    type=click.Choice(["lower_bound", "mean", "policy", "least_favourable"]),
+    default="lower_bound",
+    show_default=True,
+    help="Rank by each completion's lower bound, the estimate, the joint policy's probabilities, or the "
+    "least favourable reward that the file holds.",
+)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Of the policy for --by policy."
+)
+@click.option(
+    "--abstain", is_flag=True, help="Choose nothing where the lower bound does not exceed the reference."
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSONL to write.")
+@_force_option
+@_json_option
+def best_of_n_command(
+    folder: Path | None, reward_file: Path, out: Path, force: bool, as_json: bool, **given: Any
+) -> None:
+    """Rank the completions of each prompt, one prompt at a time."""
+    _refuse_taken(force, out)
+    read = _completions_of(folder, given)
+    c = read.conversations
+    reward = PessimisticReward.load(reward_file, encoder=read.encoder, radius=given["radius"])
+    _check_width(reward_file, reward.d, c)
+    by: Any = given["by"]
+    if by == "policy":
+        by = policy_for(c, reward, given["reference"], given["temperature"])
+    elif given["temperature"] != 0:
+        raise ValueError("temperature is given without --by policy, which is the only one that has it")
+    reference, words = REFERENCES[given["reference"]]
+    ranked = best_of_n(
+        c.completions, c.prompt_offsets, reward, by=by, reference=reference, abstain=given["abstain"]
+    )
+    write_jsonl(out, ranked_rows(c, ranked))
+    body = {
+        "prompts": len(ranked.choice),
+        "completions": len(ranked.mean),
+        "by": ranked.by,
+        "reference": words,
+        "radius": reward.radius,
+        "vouched_for": int(ranked.vouched.sum()),
+        "abstained": int(ranked.abstained.sum()),
+        "file": str(out),
+    }
+    if as_json:
+        _print_json(body)
+        return
+    click.echo(
+        f"{body['completions']:,} completions of {body['prompts']:,} prompts ranked by {ranked.by}; "
+        f"{body['vouched_for']:,} first choices have a positive lower bound over the reference ({words}) at "
+        f"radius {reward.radius:.2f}; abstained in {body['abstained']:,}.\nWritten: {out}"
+    )
+
+
+def _refuse_taken(force: bool, *files: Path | None) -> None:
+    """Nothing that exists is replaced without --force; nothing is written twice."""
+    named = [path for path in files if path is not None]
+    if len(set(named)) < len(named):
+        raise ValueError(f"{named[0]}: named twice; expected two files")
+    for path in named:
+        if path.exists() and not force:
+            raise ValueError(f"{path}: exists; use --force to replace it, or another name")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _completions_of(folder: Path | None, given: Mapping[str, Any]) -> _Input:
+    read = _load(folder, given)
+    if read.conversations.completions is None:
+        raise ValueError("a policy chooses completions, but only differences of pairs are given")
+    return read
+
+
+def _check_width(path: Path, d: int, c: Conversations) -> None:
+    if d != c.d:
+        raise ValueError(f"{path}: is for {d} features, but the completions have {c.d}")
 
 
 # ----------------------------------------------------------------------------------------- report and doctor

@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,17 +33,10 @@ from ._files import atomic_write, write_csv, write_jsonl
 from ._ledger import Ledger, LedgerError, campaign_lock
 from .batches import gold_conversations
 from .campaign import Design, Round, Study, split_by_prompt
+from .choices import choices_of
 from .conversations import Conversations
 from .design import METHODS
 from .flags import FLAG_COLUMNS, LEAST, LEVEL
-from .policy import (
-    PessimisticPolicy,
-    PolicyNotConverged,
-    greedy_policy,
-    mean_features,
-    pessimistic_policy,
-)
-from .radius import nominal_radius
 from .reward import RewardModel
 from .teachers import HumanTeachers, ReplayedTeachers, SimulatedTeachers, Teachers, Votes
 
@@ -60,7 +52,6 @@ __all__ = [
     "dataset_of",
     "models_of",
     "paired_difference",
-    "policy_summary",
     "read_results",
     "teacher_table",
     "write_results",
@@ -79,8 +70,8 @@ RESULTS_FORMAT = 1
 
 #: Files that a run writes and that somebody else's folder may hold under the same names.
 _WRITTEN = (
-    "flags.csv", "picks.jsonl", "policy.jsonl", "report.html", "results.csv", "reward.safetensors",
-    "teachers.csv",
+    "flags.csv", "pessimistic.safetensors", "picks.jsonl", "policy.jsonl", "report.html", "results.csv",
+    "reward.safetensors", "teachers.csv",
 )  # fmt: skip
 
 #: Characters of results.json that are read at most.
@@ -267,7 +258,7 @@ class Comparison:
     radius : float, optional
         Radius of that ellipsoid, in place of `delta`.
     reward_norm : float, optional
-        S >= abs(theta) in that radius; see `policy_summary`.
+        S >= abs(theta) in that radius; see `choices_of`.
     top : str, optional
         The method whose first seed gives the top-level files; "dual", where it is among the methods, or else
         the first.
@@ -895,17 +886,21 @@ def write_study(
         study.model, study.conversations, study.teachers.names, *study.labelled(), truth, flags
     )
     write_teachers(out, rows, flags)
-    summary, choices = policy_summary(
+    choices = choices_of(
         study.conversations,
         study.model,
         delta=comparison.delta,
         radius=comparison.radius,
         reward_norm=comparison.reward_norm,
-        reward=None if study.truth is None else study.truth[0],
+        truth=None if study.truth is None else study.truth[0],
+        encoder=encoder,
     )
-    if choices:
-        write_jsonl(out / "policy.jsonl", choices)
-    return {"teachers": _shown_teachers(rows), "flags": _shown_flags(flags), "policy": summary}
+    shown = {"teachers": _shown_teachers(rows), "flags": _shown_flags(flags), "policy": None}
+    if choices is None:
+        return shown
+    write_jsonl(out / "policy.jsonl", choices.rows)
+    choices.reward.save(out / "pessimistic.safetensors")
+    return {**shown, "policy": choices.summary}
 
 
 TEACHER_COLUMNS = (
@@ -1039,110 +1034,3 @@ def _shown_flags(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _is_suspect(row: Mapping[str, Any]) -> bool:
     return row["p_opposes"] is not None and bool(row["flags"])
-
-
-def policy_summary(
-    conversations: Conversations,
-    model: RewardModel,
-    *,
-    delta: float = 0.1,
-    radius: float | None = None,
-    reward_norm: float | None = None,
-    reward: Floats | None = None,
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The pessimistic policy beside the greedy one.
-
-    Parameters
-    ----------
-    conversations : Conversations
-        Every prompt and completion is used, also those held out.
-    model : RewardModel
-        Fitted.
-    delta, radius : float
-        Radius of the ellipsoid, from its probability of missing the truth or set by hand.
-    reward_norm : float, optional
-        S >= abs(theta): the radius is sqrt(chi2_d(1 - delta)) + sqrt(ridge) S, the second term for the
-        ridge's pull towards 0 (0 leaves it out, and coverage may fall far below nominal where theta is
-        longer than the prior expects); by default `radius.posterior_reward_norm`.
-    reward : ndarray, (d,), optional
-        The truth, in a simulation.
-
-    Returns
-    -------
-    summary : dict or None
-        None where only differences are known.
-    choices : list of dict
-        One for each prompt.
-    """
-    c = conversations
-    if c.completions is None or c.prompt_offsets is None:
-        return None, []
-    if radius is not None and not np.isfinite(radius):
-        raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
-    claimed = None
-    if radius is None:
-        claimed = nominal_radius(model, delta, reward_norm=reward_norm)
-        radius = claimed.value
-    shared = (c.completions, c.prompt_offsets, model.coef_)
-    greedy = greedy_policy(*shared, M=model.information_, radius=radius, reference="mean")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PolicyNotConverged)  # the gap is reported
-        careful = pessimistic_policy(
-            *shared, model.information_, radius, reference="mean", tol=1e-4 * max(1.0, abs(greedy.value))
-        )
-    summary: dict[str, Any] = {
-        "radius": radius,
-        "delta": delta if claimed is not None else None,
-        "reward_norm": claimed.reward_norm if claimed is not None else None,
-        "assumption": claimed.assumption if claimed is not None else None,
-        "reference": "mean of each prompt's completions",
-        "prompts": len(c.prompt_offsets) - 1,
-        "completions": len(c.completions),
-        "prompts_where_choices_differ": int((careful.choice != greedy.choice).sum()),
-        "pessimistic": _policy_figures(c, careful, reward),
-        "greedy": _policy_figures(c, greedy, reward),
-    }
-    return summary, _policy_rows(c, careful, greedy)
-
-
-def _policy_figures(c: Conversations, policy: PessimisticPolicy, reward: Floats | None) -> dict[str, Any]:
-    """Estimated value and its lower bound; the true loss where the truth is known."""
-    assert c.completions is not None and c.prompt_offsets is not None
-    figures: dict[str, Any] = {
-        "value": policy.value,
-        "lower_bound": policy.lower_bound,
-        "duality_gap": policy.duality_gap if np.isfinite(policy.duality_gap) else None,
-        "gold_wins": _gold_wins(c, c.prompt_offsets[:-1] + policy.choice),
-    }
-    if reward is not None:
-        best = greedy_policy(c.completions, c.prompt_offsets, reward, reference="mean")
-        x = mean_features(c.completions, c.prompt_offsets, policy.probability) - policy.reference
-        figures["true_value"] = float(x @ reward)
-        figures["true_loss"] = best.value - figures["true_value"]
-    return figures
-
-
-def _gold_wins(c: Conversations, chosen: Integers) -> float | None:
-    """Share of the gold comparisons with a chosen completion that it wins (ties out)."""
-    assert c.pairs is not None and c.completions is not None
-    pick = np.zeros(len(c.completions), bool)
-    pick[chosen] = True
-    known = (c.gold == 0.0) | (c.gold == 1.0)
-    one = known & (pick[c.pairs[:, 0]] != pick[c.pairs[:, 1]])
-    return _share(float((pick[c.pairs[one, 1]] == (c.gold[one] == 1.0)).sum()), float(one.sum()))
-
-
-def _policy_rows(
-    c: Conversations, careful: PessimisticPolicy, greedy: PessimisticPolicy
-) -> list[dict[str, Any]]:
-    assert c.prompt_offsets is not None
-    rows = []
-    for p, start in enumerate(c.prompt_offsets[:-1].tolist()):
-        a, b = int(careful.choice[p]), int(greedy.choice[p])
-        row: dict[str, Any] = {"prompt": p, "choice": a, "probability": float(careful.probability[start + a])}
-        if c.texts is not None:
-            row["prompt_text"] = c.texts.prompts[p]
-            row["choice_id"] = c.texts.completion_ids[start + a]
-            row["choice_text"] = c.texts.completions[start + a]
-        rows.append({**row, "greedy_choice": b})
-    return rows

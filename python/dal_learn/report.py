@@ -23,7 +23,16 @@ from dal_native._validate import require
 
 from ._files import atomic_write
 
-__all__ = ["FIGURES", "aligned", "flag_table", "printable", "render", "sentences", "table"]
+__all__ = [
+    "FIGURES",
+    "aligned",
+    "flag_table",
+    "printable",
+    "render",
+    "sentences",
+    "table",
+    "uncertain_table",
+]
 
 #: Method name -> what it is called in reports.
 LABELS = {
@@ -218,6 +227,42 @@ def table(results: Results) -> str:
 
 
 _FLAGS = ("teacher", "answers", "rationality", "95 % interval", "agrees", "early", "late", "flags")
+
+
+def uncertain_table(policy: Mapping[str, Any]) -> str:
+    """The prompts where the labels say least about the greedy answer, as aligned text.
+
+    Parameters
+    ----------
+    policy : dict
+        A policy's summary: see `choices_of`.
+
+    Returns
+    -------
+    str
+    """
+    return aligned(_UNCERTAIN, _uncertain_rows(policy, 48))
+
+
+_UNCERTAIN = ("prompt", "estimate", "deviation", "lower bound", "pessimism changed it")
+
+
+def _uncertain_rows(policy: Mapping[str, Any], most: int) -> list[list[str | None]]:
+    return [
+        [
+            _shortened(f"#{row['prompt']} {row['text'] or ''}".strip(), most),
+            f"{row['estimate']:.2f}",
+            f"{row['standard_deviation']:.2f}",
+            f"{row['lower_bound']:.2f}",
+            "yes" if row["changed"] else "no",
+        ]
+        for row in policy.get("most_uncertain", ())
+    ]
+
+
+def _shortened(text: str, most: int) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def flag_table(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -485,6 +530,11 @@ def _policy_sentences(results: Results) -> list[str]:
             lines.append(
                 f"The pessimistic policy chooses otherwise than the greedy one in {differ} and raises the "
                 f"lower bound on the reward from {greedy:.2f} to {careful:.2f} (0: the average completion)."
+            )
+        if "prompts_vouched_for" in policy:
+            lines.append(
+                f"{policy['prompts_vouched_for']:,} of its {policy['prompts']:,} choices are better than the "
+                "reference by their own lower bound; of the others the labels say too little, one by one."
             )
         wins = [policy[name].get("gold_wins") for name in ("greedy", "pessimistic")]
         if None not in wins and results["answers"] != "simulated":
@@ -793,24 +843,37 @@ def assignments(results: Results) -> Figure | None:
 
 
 def policies(results: Results) -> Figure | None:
-    """The pessimistic policy beside the greedy one."""
-    if results.get("shift"):
-        return _policy_under_shift(results["shift"])
+    """The pessimistic policy beside the greedy one: on average, and prompt by prompt."""
     policy = results.get("policy")
-    if not policy:
+    if not policy or "drawn" not in policy:  # written by 0.1 before it drew prompts
         return None
-    figure, ax = _axes(7.2, 2.2)
-    for y, (name, colour) in enumerate((("greedy", "#b5651d"), ("pessimistic", "#0b5fa5"))):
+    figure, axes = _axes(10.0, 3.6, 2)
+    colours = {"greedy": "#b5651d", "pessimistic": "#0b5fa5"}
+    for y, (name, colour) in enumerate(colours.items()):
         row = policy[name]
-        ax.plot([row["lower_bound"], row["value"]], [y, y], color=colour, linewidth=2.2)
-        ax.plot(row["value"], y, "o", color=colour, markersize=8)
-        ax.plot(row["lower_bound"], y, "|", color=colour, markersize=14, markeredgewidth=2.4)
-    ax.set_yticks([0, 1], ["greedy", "pessimistic"])
-    ax.set_ylim(-0.6, 1.6)
-    ax.axvline(0, color="#999999", linewidth=1, linestyle=(0, (1, 1)))
-    ax.set_xlabel("mean reward above the average completion (dot: estimate, bar: lower bound)")
-    ax.grid(False, axis="y")
+        axes[0].plot([row["lower_bound"], row["value"]], [y, y], color=colour, linewidth=2.2)
+        axes[0].plot(row["value"], y, "o", color=colour, markersize=8)
+        axes[0].plot(row["lower_bound"], y, "|", color=colour, markersize=14, markeredgewidth=2.4)
+        drawn = policy["drawn"][name]
+        axes[1].plot(
+            drawn["estimate"], drawn["lower_bound"], "o", color=colour, markersize=3.4, alpha=0.55,
+            markeredgewidth=0, label=name,
+        )  # fmt: skip
+    axes[0].set_yticks([0, 1], list(colours))
+    axes[0].set_ylim(-0.6, 1.6)
+    axes[0].axvline(0, color="#999999", linewidth=1, linestyle=(0, (1, 1)))
+    axes[0].set_xlabel("all prompts: above the reference (dot: estimate, bar: lower bound)", fontsize=9)
+    axes[0].grid(False, axis="y")
+    axes[1].axhline(0, color="#999999", linewidth=1, linestyle=(0, (1, 1)))
+    axes[1].set_xlabel("one prompt each: estimate of the choice", fontsize=9)
+    axes[1].set_ylabel("its own lower bound", fontsize=9)
+    axes[1].legend(frameon=False, fontsize=9)
     return figure
+
+
+def under_shift(results: Results) -> Figure | None:
+    """The demo's two policies where completions stray from what was labelled."""
+    return _policy_under_shift(results["shift"]) if results.get("shift") else None
 
 
 def _policy_under_shift(shift: Mapping[str, Any]) -> Figure:
@@ -882,8 +945,15 @@ FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     ),
     "policies": (
         "Policies",
-        "What a policy that trusts the estimate reaches, and one that guards against its error.",
+        "What a policy that trusts the estimate promises, and one that guards against its error. Left: the "
+        "mean over prompts, bounded jointly. Right: prompt by prompt; choices above the dotted line are "
+        "better than the reference by their own lower bound.",
         policies,
+    ),
+    "policies_under_shift": (
+        "Policies under shift",
+        "True reward, and what each policy promises, as the choice strays from what was labelled.",
+        under_shift,
     ),
 }
 
@@ -930,6 +1000,8 @@ def render(folder: str | os.PathLike[str], results: Results) -> list[Path]:
         header=_TABLE,
         rows=_table_rows(results),
         figures=shown,
+        uncertain_header=_UNCERTAIN,
+        uncertain=_uncertain_rows(results["policy"], 90) if results.get("policy") else [],
         facts=_facts(results),
         own=LABELS.get(_main(results)),
         lists=[
@@ -1086,6 +1158,19 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <img alt="{{ heading }}" src="data:image/png;base64,{{ image }}">
 </section>
 {% endfor %}
+{% if uncertain %}
+<section>
+<h2>Most uncertain prompts</h2>
+<p class="note">Where the labels say least about the answer that the estimate would give: its estimate,
+standard deviation and lower bound over the reference. Labels of these prompts would tell most.</p>
+<div class="wide"><table>
+<tr>{% for name in uncertain_header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in uncertain %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+</section>
+{% endif %}
 {% for heading, pairs in lists %}
 <section>
 <h2>{{ heading }}</h2>

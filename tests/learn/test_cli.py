@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dal_learn import cli
+from dal_learn import PessimisticReward, cli
 from dal_learn.reward import RewardModel
 
 needs_plot = pytest.mark.skipif(
@@ -23,7 +23,7 @@ needs_plot = pytest.mark.skipif(
     reason="extra 'plot' is not installed",
 )
 
-COMMANDS = ("demo", "run", "select", "ingest", "fit", "policy", "report", "doctor")
+COMMANDS = ("demo", "run", "select", "ingest", "fit", "policy", "best-of-n", "report", "doctor")
 
 
 def dal(*arguments):
@@ -532,10 +532,53 @@ def test_fit_then_policy(tmp_path):
     assert "exists; use --force" in refused("policy", data, "--reward", reward, "--out", out)
     wrong = refused("policy", data, "--encoder", "hashing:4", "--reward", reward, "--out", tmp_path / "p")
     assert "made with encoder" in wrong and "expected 'hashing:4/" in wrong
+    assert "Most uncertain prompts" in text and "above the reference" in text
+    saved = tmp_path / "bound.safetensors"
+    body = json.loads(
+        works("policy", data, "--reward", reward, "--out", out, "--save-reward", saved, "--force", "--json",
+              "--radius", 1.0, "--temperature", 0.1, "--reference", "first")
+    )  # fmt: skip
+    assert body["files"] == [str(out), str(saved)] and body["reference"].startswith("first completion")
+    assert PessimisticReward.load(saved).least_favourable_reward is not None
+    twice = refused("policy", data, "--reward", reward, "--out", saved, "--save-reward", saved, "--force")
+    assert "named twice" in twice
     np.save(tmp_path / "wide.npy", np.zeros((2, 7)))
     np.save(tmp_path / "wide.offsets.npy", np.array([0, 2]))
     many = ["--completions", tmp_path / "wide.npy", "--reward", reward, "--out", tmp_path / "p"]
     assert "is for 4 features, but the completions have 7" in refused("policy", *many)
+
+
+@pytest.mark.parametrize("by", ["lower_bound", "mean", "policy", "least_favourable"])
+def test_best_of_n_ranks_and_abstains(tmp_path, by):
+    data, reward, out = (
+        write_data(tmp_path / "data"),
+        tmp_path / "bound.safetensors",
+        tmp_path / "ranked.jsonl",
+    )
+    works("fit", data, "--out", tmp_path / "fitted")
+    works("policy", data, "--reward", tmp_path / "fitted" / "reward.safetensors", "--radius", 0.5,
+          "--temperature", 0.1, "--out", tmp_path / "policy.jsonl", "--save-reward", reward)  # fmt: skip
+    asked = ["best-of-n", data, "--reward", reward, "--by", by, "--out", out]
+    body = json.loads(works(*asked, "--json"))
+    assert (body["prompts"], body["completions"], body["by"], body["abstained"]) == (16, 48, by, 0)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(sorted(row["order"]) == [0, 1, 2] and row["choice"] == row["order"][0] for row in rows)
+    assert body["vouched_for"] == sum(row["vouched"] for row in rows)
+    assert "exists; use --force" in refused(*asked)
+    text = works(*asked, "--force", "--abstain", "--radius", 1e6)
+    assert "abstained in 16" in text
+    assert all(json.loads(line)["choice"] is None for line in out.read_text().splitlines())
+
+
+def test_best_of_n_refuses_what_does_not_fit(tmp_path):
+    data, fitted = write_data(tmp_path / "data"), tmp_path / "fitted" / "reward.safetensors"
+    works("fit", data, "--out", tmp_path / "fitted")
+    asked = ["best-of-n", data, "--reward", fitted, "--out", tmp_path / "ranked.jsonl"]
+    assert "holds a fitted reward without a radius" in refused(*asked)
+    assert "carries none" in refused(*asked, "--radius", 1, "--by", "least_favourable")
+    assert "temperature is given without --by policy" in refused(*asked, "--radius", 1, "--temperature", 1)
+    assert "radius is -1" in refused(*asked, "--radius", -1)
+    assert not (tmp_path / "ranked.jsonl").exists()
 
 
 # ----------------------------------------------------------------------------- report, doctor, odds and ends

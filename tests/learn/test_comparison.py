@@ -19,7 +19,6 @@ from dal_learn._ledger import Ledger, LedgerError, campaign_lock
 from dal_learn.campaign import Design
 from dal_learn.comparison import AnswersAwaited, Comparison, People, Problem, Simulation, paired_difference
 from dal_learn.conversations import Conversations, Texts
-from dal_learn.radius import confidence_radius
 from dal_learn.reward import RewardModel
 from dal_learn.teachers import Votes
 
@@ -70,7 +69,14 @@ def outcome(folder, results):
     """Bytes of every file, and the results, without the fields that are times."""
     files = {
         name: (folder / name).read_bytes()
-        for name in ("picks.jsonl", "teachers.csv", "flags.csv", "policy.jsonl", "reward.safetensors")
+        for name in (
+            "picks.jsonl",
+            "teachers.csv",
+            "flags.csv",
+            "policy.jsonl",
+            "reward.safetensors",
+            "pessimistic.safetensors",
+        )
     }
     return files, json.dumps(without_seconds(results), sort_keys=True)
 
@@ -167,41 +173,6 @@ def test_the_top_level_files_are_the_chosen_methods(tmp_path):
     assert results["main"] == "uniform" == alone["main"]
     assert outcome(tmp_path / "both", {})[0] == outcome(tmp_path / "alone", {})[0]
     assert comparison.compare(problem, settings(("uniform", "dual"), 1), tmp_path / "c")["main"] == "dual"
-
-
-def test_the_radius_counts_the_ridges_bias():
-    c = make_conversations()
-    y = (c.differences() @ np.ones(3) > 0).astype(float)
-    model = RewardModel(ridge=2.0).fit(c.differences(), y)
-    chi = confidence_radius(3, 0.1)
-    summary, _ = comparison.policy_summary(c, model)
-    expected = np.sqrt(model.coef_ @ model.coef_ + np.trace(model.coef_covariance()))
-    assert summary["reward_norm"] == pytest.approx(expected)
-    assert summary["radius"] == pytest.approx(chi + np.sqrt(2.0) * expected)
-    assert "the answers are independent" in summary["assumption"]
-    assert comparison.policy_summary(c, model, reward_norm=0.0)[0]["radius"] == pytest.approx(chi)
-    by_hand = comparison.policy_summary(c, model, radius=1.5)[0]
-    assert (by_hand["radius"], by_hand["reward_norm"], by_hand["delta"]) == (1.5, None, None)
-    with pytest.raises(ValueError, match="reward_norm is -1"):
-        comparison.policy_summary(c, model, reward_norm=-1.0)
-
-
-def test_the_radius_covers_a_reward_longer_than_the_prior_expects():
-    """Without the second term the truth is missed more often than delta says."""
-    inside = {None: 0, 0.0: 0}
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        theta = rng.standard_normal(6)
-        theta *= 4 / np.linalg.norm(theta)
-        phi = rng.standard_normal((60, 6))
-        c = Conversations.from_completions(phi, np.arange(31) * 2)
-        y = (rng.random(c.n) < 1 / (1 + np.exp(-(c.differences() @ theta)))).astype(float)
-        model = RewardModel().fit(c.differences(), y)
-        away = theta - model.coef_
-        for norm in inside:
-            radius = comparison.policy_summary(c, model, reward_norm=norm)[0]["radius"]
-            inside[norm] += np.sqrt(away @ model.information_ @ away) <= radius
-    assert inside[None] >= 36 and inside[0.0] <= 32
 
 
 def test_paired_differences_are_student_intervals():

@@ -80,9 +80,20 @@ def make_results(
             ],
         },
         "policy": {"radius": 1.0, "delta": 0.1, "reference": "mean", "prompts": 30, "completions": 90,
-                   "prompts_where_choices_differ": 4,
+                   "prompts_where_choices_differ": 4, "prompts_vouched_for": 11, "temperature": 0.0,
                    "pessimistic": {"value": 0.9, "lower_bound": 0.5},
-                   "greedy": {"value": 1.0, "lower_bound": 0.1}},
+                   "greedy": {"value": 1.0, "lower_bound": 0.1},
+                   "drawn": {name: {"estimate": [0.5, 1.0], "lower_bound": [-0.5, 0.2]}
+                             for name in ("pessimistic", "greedy")},
+                   "most_uncertain": [
+                       {"prompt": 7, "text": "why <b>?\x1b[31m", "estimate": 1.25, "standard_deviation": 2.5,
+                        "lower_bound": -1.25, "changed": True},
+                       {"prompt": 2, "text": None, "estimate": 0.25, "standard_deviation": 1.5,
+                        "lower_bound": -1.0, "changed": False},
+                   ]},
+        "shift": {"completions": [2, 8], "greedy": [[0.5, 0.2]] * 2, "pessimistic": [[0.4, 0.4]] * 2,
+                  "greedy_promised": [[0.6, 1.5]] * 2, "pessimistic_promised": [[0.1, 0.2]] * 2,
+                  "best": [[0.7, 1.2]] * 2},
     }  # fmt: skip
 
 
@@ -274,7 +285,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 @needs_plot
 def test_figures_without_their_numbers_are_left_out(tmp_path):
     results = make_results()
-    results.update(policy=None, teachers=[], flags=None, asked={}, comparison=None)
+    results.update(policy=None, shift=None, teachers=[], flags=None, asked={}, comparison=None)
     names = {path.name for path in report.render(tmp_path, results)}
     assert names == {"learning_curves.png", "each_method.png", "information.png", "report.html"}
 
@@ -284,3 +295,26 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'dal-native\[plot\]'"):
         report.render(tmp_path, make_results())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_most_uncertain_prompts_are_listed_safely(tmp_path):
+    results = make_results(0.05)
+    text = report.uncertain_table(results["policy"]).splitlines()
+    assert text[0].split()[:4] == ["prompt", "estimate", "deviation", "lower"]
+    assert text[1].startswith("#7 why <b>?\\x1b[31m") and "\x1b" not in text[1]
+    assert text[1].split()[-4:] == ["1.25", "2.50", "-1.25", "yes"]
+    assert text[2].split() == ["#2", "0.25", "1.50", "-1.00", "no"]
+    report.render(tmp_path, results)
+    page = (tmp_path / "report.html").read_text()
+    assert "Most uncertain prompts" in page and "why &lt;b&gt;?" in page and "<b>?" not in page
+    assert "11 of its 30 choices are better than the reference" in page
+    results["policy"] = None
+    report.render(tmp_path, results)
+    assert "Most uncertain prompts" not in (tmp_path / "report.html").read_text()
+
+
+def test_results_from_before_prompts_were_drawn_still_render(tmp_path):
+    results = make_results(0.05)
+    for name in ("drawn", "most_uncertain", "prompts_vouched_for"):
+        del results["policy"][name]
+    assert tmp_path / "policies.png" not in report.render(tmp_path, results)
