@@ -104,7 +104,8 @@ def choices_of(
     if radius is not None and not np.isfinite(radius):
         raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
     claimed = nominal_radius(model, delta, reward_norm=reward_norm) if radius is None else None
-    reward = PessimisticReward.from_model(model, radius if claimed is None else claimed, encoder=encoder)
+    given: Any = radius if claimed is None else claimed
+    reward = PessimisticReward.from_model(model, given, encoder=encoder)
     gamma = reward.radius
     greedy = greedy_policy(
         c.completions,
