@@ -13,10 +13,10 @@ from .best_of import BestOfN, best_of_n
 from .conversations import Conversations
 from .pessimistic_reward import PessimisticReward
 from .policy import PessimisticPolicy, PolicyNotConverged, greedy_policy, mean_features, pessimistic_policy
-from .radius import nominal_radius
+from .radius import Radius, nominal_radius
 from .reward import RewardModel
 
-__all__ = ["REFERENCES", "Choices", "choices_of", "policy_for", "ranked_rows"]
+__all__ = ["REFERENCES", "Choices", "choices_of", "mean_completion", "policy_for", "ranked_rows"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -55,10 +55,10 @@ class Choices:
 
 def choices_of(
     conversations: Conversations,
-    model: RewardModel,
+    model: RewardModel | PessimisticReward,
     *,
     delta: float = 0.1,
-    radius: float | None = None,
+    radius: float | Radius | None = None,
     reward_norm: float | None = None,
     reference: str = "mean",
     temperature: float = 0.0,
@@ -71,8 +71,8 @@ def choices_of(
     ----------
     conversations : Conversations
         Every prompt and completion is used, also those held out.
-    model : RewardModel
-        Fitted.
+    model : RewardModel or PessimisticReward
+        Fitted; or a reward with a radius of its own, which needs none of the next three.
     delta, radius : float
         Radius of the ellipsoid, from its probability of missing the truth or set by hand.
     reward_norm : float, optional
@@ -101,11 +101,15 @@ def choices_of(
     c = conversations
     if c.completions is None or c.prompt_offsets is None:
         return None
-    if radius is not None and not np.isfinite(radius):
+    if radius is not None and not np.isfinite(float(radius)):
         raise ValueError(f"radius is {radius!r}, expected a finite number of at least 0")
-    claimed = nominal_radius(model, delta, reward_norm=reward_norm) if radius is None else None
-    given: Any = radius if claimed is None else claimed
-    reward = PessimisticReward.from_model(model, given, encoder=encoder)
+    given: Any = radius  # a number, or what stands for one
+    if isinstance(model, PessimisticReward):
+        reward = model if radius is None else replace(model, radius=given, assumption=None)
+    else:
+        given = nominal_radius(model, delta, reward_norm=reward_norm) if radius is None else radius
+        reward = PessimisticReward.from_model(model, given, encoder=encoder)
+    claimed = given if isinstance(given, Radius) else None
     gamma = reward.radius
     greedy = greedy_policy(
         c.completions,
@@ -122,7 +126,7 @@ def choices_of(
     ranked = best_of_n(c.completions, c.prompt_offsets, reward, reference=REFERENCES[reference][0])
     summary: dict[str, Any] = {
         "radius": gamma,
-        "delta": None if claimed is None else delta,
+        "delta": None if claimed is None else claimed.delta,
         "reward_norm": None if claimed is None else claimed.reward_norm,
         "assumption": reward.assumption,
         "reference": REFERENCES[reference][1],
@@ -181,6 +185,20 @@ def _against(c: Conversations, reference: str, temperature: float) -> dict[str, 
     if temperature > 0:  # the penalty's base policy is another one
         return {"reference": mean_features(c.completions, c.prompt_offsets, first)}
     return {"reference": "base", "base_policy": first}
+
+
+def mean_completion(c: Conversations) -> Floats | None:
+    """Average over prompts of their mean completion, (d,); None where only differences are known.
+
+    Examples
+    --------
+    >>> mean_completion(Conversations.from_completions([[0.0], [2.0], [5.0]], [0, 2, 3]))
+    array([3.])
+    """
+    if c.completions is None or c.prompt_offsets is None:
+        return None
+    counts = np.diff(c.prompt_offsets)
+    return mean_features(c.completions, c.prompt_offsets, np.repeat(1.0 / counts, counts))
 
 
 def _rows(c: Conversations, policy: PessimisticPolicy) -> Integers:

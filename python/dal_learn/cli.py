@@ -25,15 +25,17 @@ import dal_native as dn
 
 from . import comparison, demo, doctor, report, sources
 from ._files import read_csv, read_json_lines, read_lines, write_jsonl
+from ._reward_file import REWARD, form_of
 from .best_of import best_of_n
 from .campaign import UNLIMITED, Campaign, Design
-from .choices import REFERENCES, choices_of, policy_for, ranked_rows
+from .choices import REFERENCES, choices_of, mean_completion, policy_for, ranked_rows
 from .comparison import BASELINES, AnswersAwaited, Comparison, People, Problem
 from .conversations import Conversations
 from .design import METHODS
 from .encoders import TEXT_FORMS, feature_fingerprint, get_encoder
 from .flags import flag_teachers
 from .pessimistic_reward import PessimisticReward
+from .radius import Radius, bootstrap_radius, calibrated_radius, nominal_radius
 from .reward import RewardModel
 from .teachers import Votes
 
@@ -176,6 +178,21 @@ _asking_options = _options(
                  help="Teachers asked fewer times than this have first claim on half of every batch."),
     click.option("--gold-share", type=float, default=0.0, show_default=True,
                  help="Share of the questions that are gold questions (known answers), to measure teachers."),
+)  # fmt: skip
+
+_radius_options = _options(
+    click.option("--delta", type=float, default=0.1, show_default=True,
+                 help="Chance that the confidence set of the reward misses the truth."),
+    click.option("--radius-source", type=click.Choice(["nominal", "calibrated", "bootstrap"]),
+                 default="nominal", show_default=True,
+                 help="Where its radius comes from: the model's own claim, that claim times how far held-out "
+                 "labels belie it, or refits with the labels reweighted."),
+    click.option("--radius-groups", type=click.Choice(["conversation", "teacher", "label"]),
+                 default="conversation", show_default=True,
+                 help="Labels that may depend on each other, for calibrated and bootstrap."),
+    click.option("--reward-norm", type=float, default=None,
+                 help="Bound on the length of theta in that radius; 0 leaves the ridge's bias out. "
+                 "[default: estimated]"),
 )  # fmt: skip
 
 _policy_options = _options(
@@ -743,14 +760,19 @@ def _answer_rows(files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]
 @_data_options
 @click.option("--votes", "votes_file", type=_FILE, help="Answers: CSV or JSONL of id, teacher, label.")
 @_model_options
+@_radius_options
 @click.option(
-    "--out", type=_FOLDER, required=True, help="Where reward.safetensors, teachers.csv, flags.csv go."
+    "--out",
+    type=_FOLDER,
+    required=True,
+    help="Where reward.safetensors, pessimistic.safetensors, teachers.csv, flags.csv go.",
 )
 @_force_option
 @_json_option
 def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **given: Any) -> None:
     """Fit a reward and the teachers' rationalities to all answers of a data folder, or of a campaign."""
-    files = [out / name for name in ("reward.safetensors", "teachers.csv", "flags.csv")]
+    written = ("reward.safetensors", "pessimistic.safetensors", "teachers.csv", "flags.csv")
+    files = [out / name for name in written]
     taken = [path for path in files if path.exists()]
     if taken and not force:
         raise ValueError(f"{taken[0]}: exists; use --force to replace it, or another folder")
@@ -776,8 +798,16 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
         names=names,
     )
     rows = comparison.teacher_table(model, found.conversations, names, i, j, y, flags=flags)
+    radius = _radius_of(model, given)
+    reward = PessimisticReward.from_model(
+        model,
+        radius,  # type: ignore[arg-type]  # stands for a number
+        reference=mean_completion(found.conversations),
+        encoder=found.encoder,
+    )
     out.mkdir(parents=True, exist_ok=True)
     model.save(files[0], encoder=found.encoder)
+    reward.save(files[1])
     comparison.write_teachers(out, rows, flags)
     body: dict[str, Any] = {
         "answers": len(y),
@@ -790,6 +820,7 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
         "converged": bool(model.converged_),
         "iterations": int(model.n_iter_),
         "log_likelihood": float(model.log_likelihood_),
+        "radius": dataclasses.asdict(radius),
         "files": [str(path) for path in files],
     }
     if as_json:
@@ -802,8 +833,22 @@ def fit_command(folder: Path | None, out: Path, force: bool, as_json: bool, **gi
     click.echo(
         f"\n{body['answers']:,} answers of {body['teachers']:,} teachers, "
         f"{'converged' if body['converged'] else 'NOT converged'} in {body['iterations']} steps, "
-        f"log likelihood {body['log_likelihood']:.2f}\nWritten: {', '.join(body['files'])}"
+        f"log likelihood {body['log_likelihood']:.2f}\n\nConfidence set of the reward: {radius}\n"
+        f"It holds {radius.assumption}.\n\nWritten: {', '.join(body['files'])}"
     )
+
+
+def _radius_of(model: RewardModel, given: Mapping[str, Any]) -> Radius:
+    """From the model's own claim, from held-out labels, or from a bootstrap."""
+    make: dict[str, Callable[..., Radius]] = {
+        "nominal": nominal_radius,
+        "calibrated": calibrated_radius,
+        "bootstrap": bootstrap_radius,
+    }
+    options: dict[str, Any] = {"reward_norm": given["reward_norm"]}
+    if given["radius_source"] != "nominal":
+        options["groups"] = given["radius_groups"]
+    return make[given["radius_source"]](model, given["delta"], **options)
 
 
 def _teacher_text(rows: Sequence[Mapping[str, Any]], most: int = 30) -> str:
@@ -871,8 +916,15 @@ def policy_command(
     """Choose, for every prompt, the best completion that the labels can vouch for: all prompts jointly."""
     _refuse_taken(force, out, saved)
     read = _completions_of(folder, given)
-    model = RewardModel.load(reward_file, encoder=read.encoder)
-    _check_width(reward_file, len(model.coef_), read.conversations)
+    model: RewardModel | PessimisticReward
+    if form_of(reward_file) == REWARD.name:
+        model = RewardModel.load(reward_file, encoder=read.encoder)
+        _check_width(reward_file, len(model.coef_), read.conversations)
+    else:
+        model = PessimisticReward.load(reward_file, encoder=read.encoder)
+        _check_width(reward_file, model.d, read.conversations)
+        if given["reward_norm"] is not None:
+            raise ValueError(f"reward_norm is given, but {reward_file} has a radius of its own")
     with _bar("policy", as_json) as tell:
         tell(0, 1, "")
         options = ("delta", "radius", "reward_norm", "reference", "temperature")

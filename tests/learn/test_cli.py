@@ -523,6 +523,9 @@ def test_fit_then_policy(tmp_path):
     reward = tmp_path / "fitted" / "reward.safetensors"
     assert RewardModel.load(reward).coef_.shape == (4,)
     assert "exists; use --force" in refused("fit", data, "--out", tmp_path / "fitted")
+    assert "It holds for every policy at once" in text
+    own = PessimisticReward.load(tmp_path / "fitted" / "pessimistic.safetensors")
+    assert own.reference.any() and "delta" not in own.assumption and own.radius > 0
     works("fit", data, "--out", tmp_path / "fitted", "--force", "--fit", "homogeneous")
     out = tmp_path / "policy.jsonl"
     text = works("policy", data, "--reward", reward, "--out", out, "--radius", 1.0)
@@ -540,12 +543,26 @@ def test_fit_then_policy(tmp_path):
     )  # fmt: skip
     assert body["files"] == [str(out), str(saved)] and body["reference"].startswith("first completion")
     assert PessimisticReward.load(saved).least_favourable_reward is not None
+    again = json.loads(works("policy", data, "--reward", saved, "--out", out, "--force", "--json"))
+    assert again["radius"] == 1.0 and again["delta"] is None
+    normed = refused("policy", data, "--reward", saved, "--out", out, "--force", "--reward-norm", 1)
+    assert "has a radius of its own" in normed
     twice = refused("policy", data, "--reward", reward, "--out", saved, "--save-reward", saved, "--force")
     assert "named twice" in twice
     np.save(tmp_path / "wide.npy", np.zeros((2, 7)))
     np.save(tmp_path / "wide.offsets.npy", np.array([0, 2]))
     many = ["--completions", tmp_path / "wide.npy", "--reward", reward, "--out", tmp_path / "p"]
     assert "is for 4 features, but the completions have 7" in refused("policy", *many)
+
+
+@pytest.mark.parametrize("source", ["calibrated", "bootstrap"])
+def test_fit_takes_the_radius_from_the_labels(tmp_path, source):
+    data = write_data(tmp_path / "data")
+    options = ["--radius-source", source, "--radius-groups", "label", "--reward-norm", 0, "--json"]
+    body = json.loads(works("fit", data, "--out", tmp_path / "fitted", *options))
+    assert body["radius"]["source"] == source and body["radius"]["value"] > 0
+    saved = PessimisticReward.load(tmp_path / "fitted" / "pessimistic.safetensors")
+    assert (saved.radius, saved.assumption) == (body["radius"]["value"], body["radius"]["assumption"])
 
 
 @pytest.mark.parametrize("by", ["lower_bound", "mean", "policy", "least_favourable"])
