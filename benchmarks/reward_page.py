@@ -6,10 +6,8 @@ usage: python -m benchmarks.reward_page --page docs/reward.md [--parts shrinkage
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,9 @@ from numpy.typing import NDArray
 
 import dal_learn as dl
 import dal_native as dn
-from benchmarks import common
+from benchmarks import common, pages
 from benchmarks.learning.crowds import SENTENCES
+from benchmarks.pages import Part
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -398,18 +397,7 @@ def _rms(values: Floats) -> float:
 # -------------------------------------------------------------------------------------------------- the page
 
 
-@dataclass(frozen=True)
-class Part:
-    """One figure of the page."""
-
-    measure: Callable[[Sizes], dict[str, Any]]
-    plot: Callable[[Mapping[str, Any], Any], None]
-    table: Callable[[Mapping[str, Any]], str]
-    alternative: str
-    size: tuple[float, float] = (8.0, 3.0)
-
-
-PARTS = {
+PARTS: dict[str, Part[Sizes]] = {
     "shrinkage": Part(
         shrinkage, plot_shrinkage, table_shrinkage,
         "Estimated against true rationality for teachers with few and many answers",
@@ -429,19 +417,9 @@ PARTS = {
 }  # fmt: skip
 
 
-def draw(name: str, found: Mapping[str, Any], path: Path) -> None:
-    """One figure as SVG: the same bytes for the same numbers."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    style = {"svg.fonttype": "none", "svg.hashsalt": "dal-native", "font.size": 9}
-    with pyplot.rc_context(style):
-        figure = pyplot.figure(figsize=PARTS[name].size, layout="constrained")
-        PARTS[name].plot(found, figure)
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
+def with_seeds(sizes: Sizes, seeds: int) -> Sizes:
+    """Draws of every part but the last."""
+    return replace(sizes, crowds=seeds, loop_seeds=seeds, odd_repeats=seeds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -449,30 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.reward_page",
         description="Simulates what a page says about the reward fit; refreshes its plots, tables and data.",
     )
-    parser.add_argument("--page", type=Path, required=True, help="the page; plots and data go beside it")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--render", action="store_true", help="simulate nothing: plots and tables from data")
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes, for a try")
-    parser.add_argument("--seeds", type=int, help="draws of every part but the last")
-    wanted = parser.parse_args(arguments)
-    page, data = wanted.page, wanted.page.with_suffix(".json")
-    if not page.is_file():
-        parser.error(f"{page} does not exist; expected the page")
-    sizes = SMALL if wanted.small else Sizes()
-    if wanted.seeds is not None:
-        sizes = replace(sizes, crowds=wanted.seeds, loop_seeds=wanted.seeds, odd_repeats=wanted.seeds)
-    known = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
-    origin = {} if wanted.render else common.provenance()  # before the page itself is changed
-    for name in wanted.parts:
-        if not wanted.render:
-            known[name] = origin | PARTS[name].measure(sizes)
-            data.write_text(json.dumps(known, separators=(",", ":")) + "\n", encoding="utf-8")
-        if name in known:
-            found, picture = known[name], page.with_name(f"{page.stem}_{name}.svg")
-            draw(name, found, picture)
-            source = f"Simulated. {common.source(found)}"
-            parts = [f"![{PARTS[name].alternative}]({picture.name})", source, PARTS[name].table(found)]
-            common.refresh(page, name, "\n\n".join(parts))
+    pages.main(parser, PARTS, Sizes(), SMALL, with_seeds, arguments)
 
 
 if __name__ == "__main__":
