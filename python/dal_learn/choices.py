@@ -137,7 +137,7 @@ def choices_of(
         "prompts_vouched_for": int((ranked.lower_bound[_rows(c, careful)] > 0).sum()),
         "pessimistic": _figures(c, careful, truth),
         "greedy": _figures(c, greedy, truth),
-        "drawn": _drawn(c, ranked, careful, greedy),
+        "drawn": _drawn(c, reward, reference, careful, greedy),
         "most_uncertain": _most_uncertain(c, ranked, careful, greedy),
     }
     return Choices(summary, _choice_rows(c, ranked, careful, greedy), reward)
@@ -237,19 +237,32 @@ def _gold_wins(c: Conversations, chosen: Integers) -> float | None:
 
 
 def _drawn(
-    c: Conversations, ranked: BestOfN, careful: PessimisticPolicy, greedy: PessimisticPolicy
+    c: Conversations,
+    reward: PessimisticReward,
+    reference: str,
+    careful: PessimisticPolicy,
+    greedy: PessimisticPolicy,
 ) -> dict[str, dict[str, list[float]]]:
-    """Estimate and lower bound of both choices, for some prompts at even distances."""
+    """Estimate and lower bound of both policies, mixtures as they are, in some prompts at even distances."""
     n_prompts = len(careful.choice)
     shown = np.unique(np.linspace(0, n_prompts - 1, min(n_prompts, _DRAWN)).round().astype(np.int64))
     drawn = {}
     for name, policy in (("pessimistic", careful), ("greedy", greedy)):
-        rows = _rows(c, policy)[shown]
-        drawn[name] = {
-            "estimate": ranked.mean[rows].tolist(),
-            "lower_bound": ranked.lower_bound[rows].tolist(),
-        }
+        away = np.stack([_above_reference(c, reward, reference, policy.probability, p) for p in shown])
+        found = replace(reward, reference=None).estimates(away)  # type: ignore[arg-type]  # None: 0
+        drawn[name] = {"estimate": found.mean.tolist(), "lower_bound": found.lower_bound.tolist()}
     return drawn
+
+
+def _above_reference(
+    c: Conversations, reward: PessimisticReward, reference: str, probability: Floats, p: int
+) -> Floats:
+    """sum_a pi(a|p) phi(p, a) - nu_p, (d,)."""
+    assert c.completions is not None and c.prompt_offsets is not None
+    here = slice(int(c.prompt_offsets[p]), int(c.prompt_offsets[p + 1]))
+    phi = c.completions[here].astype(np.float64)
+    nu = {"mean": phi.mean(axis=0), "first": phi[0], "none": np.zeros(c.d)}[reference]
+    return np.asarray(probability[here] @ (phi - nu))
 
 
 def _most_uncertain(

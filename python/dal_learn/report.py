@@ -531,7 +531,7 @@ def _policy_sentences(results: Results) -> list[str]:
                 f"The pessimistic policy chooses otherwise than the greedy one in {differ} and raises the "
                 f"lower bound on the reward from {greedy:.2f} to {careful:.2f} (0: the average completion)."
             )
-        if "prompts_vouched_for" in policy:
+        if policy.get("prompts_vouched_for"):
             lines.append(
                 f"{policy['prompts_vouched_for']:,} of its {policy['prompts']:,} choices are better than the "
                 "reference by their own lower bound; of the others the labels say too little, one by one."
@@ -865,8 +865,8 @@ def policies(results: Results) -> Figure | None:
     axes[0].set_xlabel("all prompts: above the reference (dot: estimate, bar: lower bound)", fontsize=9)
     axes[0].grid(False, axis="y")
     axes[1].axhline(0, color="#999999", linewidth=1, linestyle=(0, (1, 1)))
-    axes[1].set_xlabel("one prompt each: estimate of the choice", fontsize=9)
-    axes[1].set_ylabel("its own lower bound", fontsize=9)
+    axes[1].set_xlabel("one prompt each: estimate above its reference", fontsize=9)
+    axes[1].set_ylabel("lower bound of that prompt alone", fontsize=9)
     axes[1].legend(frameon=False, fontsize=9)
     return figure
 
