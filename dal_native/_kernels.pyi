@@ -56,6 +56,7 @@ def leverage(
     inverse_factor: Floats,
     conversations: Integers | None,
     single: bool,
+    reference: Floats | None,
     out: Floats,
     threads: int,
 ) -> None: ...
@@ -85,6 +86,19 @@ def best_completions(
     row: Integers,
     best: Floats,
     mean: Floats,
+    threads: int,
+) -> None: ...
+def softmax_completions(
+    pool: PoolView,
+    reward: Floats,
+    temperature: float,
+    base_policy: Floats | None,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    log_partition: Floats,
+    expected: Floats,
+    mean: Floats,
+    probability: Floats,
     threads: int,
 ) -> None: ...
 def update_leverage(

@@ -185,6 +185,7 @@ class InformationMatrix:
         pool: Any,
         conversations: Any = None,
         *,
+        reference: Any = None,
         precision: str = "double",
         backend: str = "auto",
         threads: int | None = None,
@@ -198,7 +199,7 @@ class InformationMatrix:
         array([2.])
         """
         pool = as_pool(pool)
-        return leverage_from_factor(pool, self._factor, conversations, precision, backend, threads)
+        return leverage_from_factor(pool, self._factor, conversations, precision, backend, threads, reference)
 
 
 def _read_only(a: Floats) -> Floats:
@@ -226,14 +227,33 @@ def as_matrix(M: Any, d: int) -> Floats:
 
 
 def leverage_from_factor(
-    pool: Pool, factor: Floats, conversations: Any, precision: str, backend: str, threads: int | None
+    pool: Pool,
+    factor: Floats,
+    conversations: Any,
+    precision: str,
+    backend: str,
+    threads: int | None,
+    reference: Any = None,
 ) -> Any:
     """Validate, allocate and call the backend's ``leverage``."""
     single = _validate.one_of(precision, "precision", ("double", "single")) == "single"
     if len(factor) != pool.d:
         raise ValueError(f"M has shape ({len(factor)}, {len(factor)}); expected ({pool.d}, {pool.d})")
     index = _validate.conversations(conversations, len(pool))
+    nu = _reference(reference, pool)
     out = np.empty(len(pool) if index is None else len(index))
-    _dispatch.find("leverage", backend)(pool, factor, index, single, out, _dispatch.threads(threads))
+    _dispatch.find("leverage", backend)(pool, factor, index, single, nu, out, _dispatch.threads(threads))
     _validate.finite_result(out, "leverage", index)
     return _validate.like_input(out, pool.is_torch)
+
+
+def _reference(values: Any, pool: Pool) -> Floats | None:
+    if values is None:
+        return None
+    nu = _validate.floats(values, "reference", 1)
+    _validate.length(nu, pool.d, "reference", "feature")
+    if pool.prompt_offsets is not None or pool.pair_rows is not None:
+        raise ValueError(
+            "reference is given for pairs, whose differences have none; expected rows: pool.completions"
+        )
+    return nu

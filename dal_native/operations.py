@@ -227,6 +227,7 @@ def leverage(
     M: Any,
     conversations: Any = None,
     *,
+    reference: Any = None,
     precision: str = "double",
     backend: str = "auto",
     threads: int | None = None,
@@ -240,6 +241,10 @@ def leverage(
         Symmetric, positive definite.
     conversations : array_like of int, (k,), optional
         Only these; all when absent.
+    reference : array_like, (d,), optional
+        nu, for rows that are completions (`Pool.completions`) and not differences: the result is
+        (x_i - nu)' M^-1 (x_i - nu), the squared uncertainty of a completion's reward against the reference.
+        It is subtracted from each row in float64 before anything else, so that no digits cancel.
     precision : {"double", "single"}
         "single" permits products in float32, in about half of the time: relative errors of some 1e-7 d times
         the condition of the factor of M. For first steps of a fit, not for what is reported.
@@ -254,16 +259,20 @@ def leverage(
     numpy.linalg.LinAlgError
         If M is not positive definite.
     ValueError
-        For a wrong shape or dtype, an index out of range, or a leverage that overflows.
+        For a wrong shape or dtype, an index out of range, a reference for a pool of pairs, or a leverage that
+        overflows.
 
     Examples
     --------
     >>> import dal_native as dn, numpy as np
     >>> dn.leverage([[1.0, 0.0], [3.0, 4.0]], 2.0 * np.eye(2))
     array([ 0.5, 12.5])
+    >>> dn.leverage([[1.0, 0.0], [3.0, 4.0]], 2.0 * np.eye(2), reference=[1.0, 0.0])
+    array([ 0., 10.])
     """
     pool = as_pool(pool)
-    return leverage_from_factor(pool, as_factor(M, pool.d), conversations, precision, backend, threads)
+    factor = as_factor(M, pool.d)
+    return leverage_from_factor(pool, factor, conversations, precision, backend, threads, reference)
 
 
 def information_gain(
@@ -577,6 +586,109 @@ def best_completions(
     call = _dispatch.find("best_completions", backend)
     call(pool, theta, weight, groups, open_rows, row, best, mean, _dispatch.threads(threads))
     return row, best, _finite_mean(mean)
+
+
+def softmax_completions(
+    pool: Any,
+    reward: Any,
+    temperature: float,
+    base_policy: Any = None,
+    prompt_weight: Any = None,
+    *,
+    prompt_groups: Any = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """The policy pi(a|p) ~ base(a|p) exp(phi_a' theta / temperature), its mean features, reward and log Z.
+
+    Every completion is read once, whether it lies in memory or in a file.
+
+    Parameters
+    ----------
+    pool : Pool
+        Of completions: `Pool.from_completions`, or `Pool.open` with ``prompt_offsets``.
+    reward : array_like, (d,)
+        theta.
+    temperature : float
+        Above 0.
+    base_policy : array_like, (N,), optional
+        Probability of each completion, used as given; they sum to 1 in each prompt, and 0 forbids. Uniform
+        when absent.
+    prompt_weight : array_like, (P,), optional
+        Of each prompt in the sums, as given and of any sign; 1 / P when absent.
+    prompt_groups : array_like of int, (G+1,), optional
+        Group g holds the prompts prompt_groups[g] to prompt_groups[g+1]; from 0 to P. One group when absent.
+    backend, threads
+        See `use_backend` and `set_threads`.
+
+    Returns
+    -------
+    log_partition : ndarray of float64, (P,)
+        log Z_p = log sum_a base(a|p) exp(phi_a' theta / temperature).
+    expected : ndarray of float64, (P,)
+        E_pi phi' theta.
+    mean : ndarray of float64, (G, d)
+        Sum over the prompts of each group of weight times E_pi phi.
+    probability : ndarray of float64, (N,)
+        pi.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, a pool of differences, a temperature that is not positive, a base policy that is
+        none, or a reward, log Z or sum that overflows.
+
+    Notes
+    -----
+    The result has the same bits for any number of threads, in memory and in a file. From a file runs of up to
+    2^16 numbers, or 64 rows, are read together by each thread, whatever the working memory. The gradient of
+    temperature * log Z_p in theta is E_pi phi.
+
+    Examples
+    --------
+    >>> import dal_native as dn, numpy as np
+    >>> pool = dn.Pool.from_completions([[0.0, 1.0], [2.0, 0.0], [3.0, 1.0]], [0, 2, 3])
+    >>> log_z, u, mean, pi = dn.softmax_completions(pool, [1.0, 1.0], 1.0 / np.log(3.0))
+    >>> pi.round(6), u.round(6), mean.round(6)
+    (array([0.25, 0.75, 1.  ]), array([1.75, 4.  ]), array([[2.25 , 0.625]]))
+    """
+    pool, offsets = _of_completions(pool)
+    theta = _validate.reward(reward, pool.d)
+    tau = _validate.number(temperature, "temperature", 0.0)
+    if tau == 0.0:
+        raise ValueError("temperature is 0; expected a positive number (best_completions is its limit)")
+    base = _base_policy(base_policy, offsets)
+    weight, groups = _prompts(prompt_weight, prompt_groups, len(offsets) - 1)
+    log_partition, expected = np.empty(len(weight)), np.empty(len(weight))
+    mean, probability = np.empty((len(groups) - 1, pool.d)), np.empty(int(offsets[-1]))
+    out = (log_partition, expected, mean, probability)
+    call = _dispatch.find("softmax_completions", backend)
+    call(pool, theta, tau, base, weight, groups, *out, _dispatch.threads(threads))
+    finite = np.isfinite(log_partition) & np.isfinite(expected)
+    if not finite.all():
+        raise ValueError(
+            f"the softmax of prompt {int(np.argmin(finite))} is not finite; "
+            "expected a smaller reward or a higher temperature"
+        )
+    return log_partition, expected, _finite_mean(mean), probability
+
+
+def _base_policy(values: Any, offsets: NDArray[np.int64]) -> Floats | None:
+    if values is None:
+        return None
+    base = _validate.floats(values, "base_policy", 1)
+    _validate.length(base, int(offsets[-1]), "base_policy", "completion")
+    if base.size == 0:
+        return base
+    if float(base.min()) < 0.0 or float(base.max()) > 2.0:
+        bad = base.min() if float(base.min()) < 0.0 else base.max()
+        raise ValueError(f"base_policy holds {bad:g}; expected probabilities")
+    total = np.add.reduceat(base, offsets[:-1])
+    wrong = ~(np.abs(total - 1.0) <= 1e-6)
+    if wrong.any():
+        p = int(np.argmax(wrong))
+        raise ValueError(f"base_policy sums to {total[p]:g} in prompt {p}; expected 1 in every prompt")
+    return base
 
 
 def _of_completions(pool: Any) -> tuple[Pool, NDArray[np.int64]]:

@@ -223,6 +223,25 @@ def oracle_best_completions(
     return np.array(row, np.int64), u[row], np.array(mean, np.longdouble).reshape(-1, phi.shape[1])
 
 
+def oracle_softmax_completions(
+    phi: Floats, offsets: ArrayLike, reward: Floats, temperature: float, base: Floats
+) -> tuple[Extended, Extended, Extended, Extended]:
+    """log Z, E u and E phi of each prompt's own distribution, (P,), (P,) and (P, d), and pi, (N,)."""
+    u, bounds = oracle_margin(phi, reward), np.asarray(offsets, np.int64)
+    log_z, expected, mean, probability = [], [], [], []
+    for a, b in pairwise(bounds):
+        used = np.flatnonzero(base[a:b]) + a
+        logit = np.log(_extended(base)[used]) + u[used] / np.longdouble(temperature)
+        top = logit.max()
+        log_z.append(top + np.log(np.sum(np.exp(logit - top))))
+        pi = np.zeros(b - a, np.longdouble)
+        pi[used - a] = np.exp(logit - log_z[-1])
+        expected.append(np.sum(pi * u[a:b]))
+        mean.append(np.sum(pi[:, None] * _extended(phi)[a:b], axis=0))
+        probability.append(pi)
+    return np.array(log_z), np.array(expected), np.array(mean), np.concatenate(probability)
+
+
 def oracle_probability(margin: ArrayLike, rationality: ArrayLike) -> Extended:
     """1 / (1 + exp(-beta u)), broadcast."""
     with np.errstate(over="ignore"):

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -266,14 +267,15 @@ void best_teacher(const Doubles& margin, const Array<int32_t>& category, const D
 }
 
 void leverage(const PoolView& pool, const Doubles& inverse_factor, const std::optional<Integers>& conversations,
-              bool single, Doubles out, int threads) {
+              bool single, const std::optional<Doubles>& reference, Doubles out, int threads) {
   const Rows r = pool.view();
-  const double* w = read(inverse_factor, "inverse_factor", {r.d, r.d});
+  const double *w = read(inverse_factor, "inverse_factor", {r.d, r.d}), *nu = read(reference, "reference", {r.d});
+  if (nu && r.formed()) refuse("reference: expected a pool of rows");
   const int64_t count = conversations ? length(*conversations) : r.n;
   const int64_t* list = read(conversations, "conversations", {count});
   if (list) check_indices(list, count, r.n, "conversations");
   double* to = write(out, "out", {count});
-  detached(r, threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call, single); });
+  detached(r, threads, [&](const Call& call) { dal::leverage(r, w, list, count, to, call, single, nu); });
 }
 
 void information_gain(const PoolView& pool, const Doubles& reward, const Doubles& rationality,
@@ -359,6 +361,27 @@ void best_completions(const PoolView& pool, const Doubles& reward, const Doubles
   double *top = write(best, "best", {r.prompts}), *sum = write(mean, "mean", {n_groups, r.d});
   detached(r, threads, [&](const Call& call) {
     dal::best_completions(r, theta, w, bound, n_groups, open, at, top, sum, call);
+  });
+}
+
+void softmax_completions(const PoolView& pool, const Doubles& reward, double temperature,
+                         const std::optional<Doubles>& base_policy, const Doubles& prompt_weight, const Integers& groups,
+                         Doubles log_partition, Doubles expected, Doubles mean, Doubles probability, int threads) {
+  const Rows r = completions_of(pool);
+  const int64_t n_groups = length(groups) - 1, rows = r.prompt_offsets[r.prompts];
+  const double *theta = read(reward, "reward", {r.d}), *w = read(prompt_weight, "prompt_weight", {r.prompts});
+  const int64_t* bound = group_bounds(groups, n_groups, r.prompts);
+  const double* base = read(base_policy, "base_policy", {rows});
+  for (int64_t q = 0; base && q < rows; ++q)
+    if (!(base[q] >= 0 && base[q] <= 2)) refuse("base_policy: expected probabilities");
+  for (int64_t p = 0; base && p < r.prompts; ++p)
+    if (std::none_of(base + r.prompt_offsets[p], base + r.prompt_offsets[p + 1], [](double b) { return b > 0; }))
+      refuse("base_policy: a prompt without any probability");
+  if (!(temperature > 0 && std::isfinite(temperature))) refuse("temperature: expected a positive number");
+  double *z = write(log_partition, "log_partition", {r.prompts}), *u = write(expected, "expected", {r.prompts});
+  double *sum = write(mean, "mean", {n_groups, r.d}), *pi = write(probability, "probability", {rows});
+  detached(r, threads, [&](const Call& call) {
+    dal::softmax_completions(r, theta, temperature, base, w, bound, n_groups, z, u, sum, pi, call);
   });
 }
 
@@ -535,7 +558,7 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
   m.def("best_teacher", &best_teacher, DAL_IN("margin"), DAL_IN("category"), DAL_IN("rationality"), DAL_IN("available"),
         DAL_IN("teacher"), DAL_IN("weight"), py::arg("threads"));
   m.def("leverage", &leverage, py::arg("pool"), DAL_IN("inverse_factor"), DAL_IN("conversations"), py::arg("single"),
-        DAL_IN("out"), py::arg("threads"));
+        DAL_IN("reference"), DAL_IN("out"), py::arg("threads"));
   m.def("information_gain", &information_gain, py::arg("pool"), DAL_IN("reward"), DAL_IN("rationality"),
         DAL_IN("inverse_factor"), DAL_IN("conversations"), DAL_IN("out"), py::arg("threads"));
   m.def("information_matrix", &information_matrix, py::arg("pool"), DAL_IN("weight"), py::arg("ridge"), py::arg("single"), DAL_IN("out"),
@@ -547,6 +570,9 @@ PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
         DAL_IN("out"), py::arg("threads"));
   m.def("best_completions", &best_completions, py::arg("pool"), DAL_IN("reward"), DAL_IN("prompt_weight"),
         DAL_IN("prompt_groups"), DAL_IN("allowed"), DAL_IN("row"), DAL_IN("best"), DAL_IN("mean"), py::arg("threads"));
+  m.def("softmax_completions", &softmax_completions, py::arg("pool"), DAL_IN("reward"), py::arg("temperature"),
+        DAL_IN("base_policy"), DAL_IN("prompt_weight"), DAL_IN("prompt_groups"), DAL_IN("log_partition"),
+        DAL_IN("expected"), DAL_IN("mean"), DAL_IN("probability"), py::arg("threads"));
   m.def("update_leverage", &update_leverage, py::arg("pool"), DAL_IN("direction"), py::arg("coefficient"),
         DAL_IN("out"), py::arg("threads"));
   m.def("bradley_terry_loss", &bradley_terry_loss, py::arg("pool"), DAL_IN("choice"), DAL_IN("reward"),

@@ -50,6 +50,7 @@ const KernelTable table = {
     outer_strip_float,
     add_weighted_rows,
     hessian_vector,
+    exponentials,
     softplus_hermite,
     softplus_wide,
     bradley_terry,

@@ -76,6 +76,8 @@ void add_weighted_rows(const void* rows, Storage storage, int64_t d, const int64
 void hessian_vector(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight, const double* vector,
                     double* out);
 
+void exponentials(double* x, int64_t count);
+
 void softplus_hermite(const double* mean, const double* sd, int64_t count, const double* node, const double* weight,
                       int64_t nodes, double* out, int64_t stride);
 void softplus_wide(const double* mean, const double* sd, const double* tail, int64_t count, const double* node,

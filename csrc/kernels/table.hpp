@@ -141,6 +141,9 @@ struct KernelTable {
   void (*hessian_vector)(const void* rows, Storage storage, int64_t n, int64_t d, const double* weight,
                          const double* vector, double* out);
 
+  // x[k] = e^x[k] for x[k] <= 0, softmax.cpp
+  void (*exponentials)(double* x, int64_t count);
+
   // Means of the softplus family under normal laws, softplus.cpp: whole vectors of laws, five rows of results
   void (*softplus_hermite)(const double* mean, const double* sd, int64_t count, const double* node,
                            const double* weight, int64_t nodes, double* out, int64_t stride);

@@ -73,17 +73,16 @@ class Cuts {
 // What a task finds: features summed, and of a part of a prompt what the rest of that prompt has to know.
 struct Found {
   std::vector<double> sum;
-  double top = kNone;    // the largest reward
-  int64_t row = -1;      // and the first row that has it
-  double total = 0;      // sum of base exp((u - top) / temperature) over the part, and of the same times u
-  double expected = 0;
-  int64_t overflown = -1;  // the first row whose reward is not finite
+  double top = kNone;                // the largest reward
+  int64_t row = -1;                  // and the first row that has it
+  double total = 0, expected = 0;    // sums of v = base exp((u - top) / temperature) and v u; then `sum` is that of v phi
+  int64_t overflown = -1;            // the first row whose reward is not finite
 };
 
 // Working space of one thread.
 struct Space {
   std::vector<char> window;
-  std::vector<double> reward, exponent, weight;
+  std::vector<double> reward, weight;
   std::vector<int64_t> chosen;
 };
 
@@ -123,6 +122,7 @@ void each_task(const Rows& pool, const double* reward, const int64_t* groups, co
       Found& mine = found[static_cast<size_t>(chunk)];
       Space& space = spaces[static_cast<size_t>(worker)];
       space.reward.resize(most);
+      space.weight.resize(most);
       std::vector<double> sum = std::move(mine.sum);
       sum.assign(static_cast<size_t>(pool.d), 0.0);
       mine = Found{};
@@ -194,6 +194,126 @@ void best_completions(const Rows& pool, const double* reward, const double* prom
     row[p] = open.row;
     best[p] = open.top;
     add_scaled(open.sum, prompt_weight[p], sum);
+    open = Found{};
+  });
+}
+
+namespace {
+
+// The base policy of the completions of one prompt.
+class Base {
+ public:
+  Base(const double* of_rows, int64_t count) : of_rows_(of_rows), uniform_(1.0 / static_cast<double>(count)) {}
+  double operator[](int64_t row) const { return of_rows_ ? of_rows_[row] : uniform_; }
+
+ private:
+  const double* of_rows_;  // or null: uniform
+  double uniform_;
+};
+
+// The largest reward that the base policy permits in rows first..last-1; u[0] is that of row `first`.
+double largest(const Base& base, const double* u, int64_t first, int64_t last) {
+  double top = kNone;
+  for (int64_t q = first; q < last; ++q)
+    if (u[q - first] > top && base[q] > 0) top = u[q - first];
+  return top;
+}
+
+// (u - top) / temperature, -infinity where the base policy forbids: the difference first, so that nothing overflows
+// upwards. x may be u.
+void exponents(const Base& base, const double* u, double top, double temperature, int64_t first, int64_t last, double* x) {
+  for (int64_t q = first; q < last; ++q) x[q - first] = base[q] > 0 ? (u[q - first] - top) / temperature : kNone;
+}
+
+// The part of a prompt with the larger `top` stays as it is, the other is brought to that and added.
+void add_part(Found& open, Found& found, double temperature) {
+  if (found.top > open.top) std::swap(open, found);
+  if (found.top == kNone) return;
+  const double scale = std::exp((found.top - open.top) / temperature);
+  open.total += scale * found.total;
+  open.expected += scale * found.expected;
+  add_scaled(found.sum, scale, open.sum.data());
+}
+
+}  // namespace
+
+void softmax_completions(const Rows& pool, const double* reward, double temperature, const double* base_policy,
+                         const double* prompt_weight, const int64_t* groups, int64_t n_groups, double* log_partition,
+                         double* expected, double* mean, double* probability, const Call& call) {
+  const int64_t d = pool.d, *offsets = pool.prompt_offsets;
+  std::fill(mean, mean + n_groups * d, 0.0);
+  const auto base_of = [=](int64_t p) { return Base(base_policy, offsets[p + 1] - offsets[p]); };
+  const auto look_at_part = [&](const KernelTable& k, const Base& base, int64_t first, int64_t last, const Rows& held,
+                                Space& space, Found& found) {
+    double *u = space.reward.data(), *v = space.weight.data();
+    std::copy(u, u + (last - first), probability + first);  // until the whole prompt is known
+    const double top = std::max(found.top, largest(base, u, first, last));
+    if (top == kNone) return;
+    if (top > found.top && found.top > kNone) {
+      const double scale = std::exp((found.top - top) / temperature);
+      found.total *= scale;
+      found.expected *= scale;
+      for (double& x : found.sum) x *= scale;
+    }
+    found.top = top;
+    exponents(base, u, top, temperature, first, last, v);
+    k.exponentials(v, last - first);
+    for (int64_t q = 0; q < last - first; ++q) {
+      v[q] *= base[first + q];
+      found.total += v[q];
+      found.expected += v[q] * u[q];
+    }
+    k.add_weighted_rows(held.at(first), held.storage, d, nullptr, last - first, v, nullptr, 0, d, found.sum.data());
+  };
+  const auto look = [&](const KernelTable& k, const Task& task, int64_t first_prompt, int64_t last_prompt, int64_t first_row,
+                        int64_t last_row, const Rows& held, Space& space, Found& found) {
+    if (task.part) return look_at_part(k, base_of(first_prompt), first_row, last_row, held, space, found);
+    double *u = space.reward.data(), *v = space.weight.data();
+    for (int64_t p = first_prompt; p < last_prompt; ++p) {
+      const Base base = base_of(p);
+      const int64_t first = offsets[p], last = offsets[p + 1], at = first - first_row;
+      const double top = largest(base, u + at, first, last);
+      exponents(base, u + at, top, temperature, first, last, v + at);
+      log_partition[p] = top / temperature;
+    }
+    k.exponentials(v, last_row - first_row);
+    for (int64_t p = first_prompt; p < last_prompt; ++p) {
+      const Base base = base_of(p);
+      double total = 0, reward_of_policy = 0;
+      for (int64_t q = offsets[p]; q < offsets[p + 1]; ++q) total += v[q - first_row] *= base[q];
+      for (int64_t q = offsets[p]; q < offsets[p + 1]; ++q) {
+        probability[q] = v[q - first_row] / total;
+        reward_of_policy += probability[q] * u[q - first_row];
+        v[q - first_row] = prompt_weight[p] * probability[q];
+      }
+      log_partition[p] += std::log(total);
+      expected[p] = reward_of_policy;
+    }
+    k.add_weighted_rows(held.at(first_row), held.storage, d, nullptr, last_row - first_row, v, nullptr, 0, d,
+                        found.sum.data());
+  };
+  const auto finish = [&](const Found& open, int64_t p, double* sum) {
+    log_partition[p] = open.top / temperature + std::log(open.total);
+    expected[p] = open.expected / open.total;
+    for (size_t j = 0; j < open.sum.size(); ++j) sum[j] += prompt_weight[p] * (open.sum[j] / open.total);
+    constexpr int64_t kPiece = 4096;
+    const Base base = base_of(p);
+    for (int64_t first = offsets[p]; first < offsets[p + 1]; first += kPiece) {
+      const int64_t last = std::min(offsets[p + 1], first + kPiece);
+      double* pi = probability + first;
+      exponents(base, pi, open.top, temperature, first, last, pi);
+      kernels().exponentials(pi, last - first);
+      for (int64_t q = first; q < last; ++q) probability[q] = base[q] * probability[q] / open.total;
+      poll_sometimes(call);
+    }
+  };
+  Found open;  // of the prompt whose parts are coming
+  each_task(pool, reward, groups, call, look, [&](const Task& task, Found& found) {
+    double* sum = mean + task.group * d;
+    if (!task.part) return add_scaled(found.sum, 1.0, sum);
+    add_part(open, found, temperature);
+    if (task.last_row < offsets[task.last_prompt]) return;
+    finish(open, task.first_prompt, sum);
     open = Found{};
   });
 }

@@ -37,20 +37,29 @@ class Leverage {
     }
   }
 
+  // The same of the rows less a reference, subtracted in float64 before anything else: no digits cancel later.
+  void set_reference(const double* reference) { reference_ = reference; }
+
   // Working space of one thread, for at most `count` conversations at a time.
   struct Space {
-    std::vector<double> gathered, scratch;
+    std::vector<double> gathered, scratch, centred;
     std::vector<T> rows;
-    void reserve(const Rows& pool, int64_t count, bool listed) {
+    void reserve(const Rows& pool, int64_t count, bool listed, bool referred) {
       rows.resize(static_cast<size_t>(count * pool.d));
       if (listed) gathered.resize(static_cast<size_t>(2 * pool.d));
+      if (referred) centred.resize(static_cast<size_t>(count * pool.d));
       if (pool.needs_scratch()) scratch.resize(static_cast<size_t>((count + 1) * pool.d));
     }
   };
 
   // out[q] = h of conversation start + q
   void run(const Rows& pool, int64_t start, int64_t stop, Space& space, double* out) const {
-    const Block block = block_of(kernels_, pool, start, stop, space.scratch.data());
+    Block block = block_of(kernels_, pool, start, stop, space.scratch.data());
+    if (reference_) {
+      kernels_.to_double(block.rows, block.storage, (stop - start) * d_, space.centred.data());
+      for (int64_t q = 0; q < stop - start; ++q) subtract_reference(space.centred.data() + q * d_);
+      block = {space.centred.data(), Storage::f64};
+    }
     const T* x = space.rows.data();
     if (block.storage == Whiten<T>::storage) {
       x = static_cast<const T*>(block.rows);
@@ -65,30 +74,35 @@ class Leverage {
     expect(pool, conversations, count);
     for (int64_t q = 0; q < count; ++q) {
       gather(kernels_, pool, conversations[q], space.gathered.data(), space.gathered.data() + d_);
+      if (reference_) subtract_reference(space.gathered.data());
       (kernels_.*Whiten<T>::convert)(space.gathered.data(), Storage::f64, d_, space.rows.data() + q * d_);
     }
     (kernels_.*Whiten<T>::squares)(space.rows.data(), count, d_, packed_.data(), out);
   }
 
  private:
+  void subtract_reference(double* x) const { kernels_.subtract_scaled(reference_, 1.0, d_, x); }
+
   const KernelTable& kernels_;
   int64_t d_;
   std::vector<T> packed_;
+  const double* reference_ = nullptr;
 };
 
 // f(worker space, first position, count, leverages of those positions)
 template <class T = double, class F>
 void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count,
-                   const Call& call, F f) {
+                   const Call& call, F f, const double* reference = nullptr) {
   const KernelTable& k = kernels();
-  const Leverage<T> whiten(k, inverse_factor, pool.d);
+  Leverage<T> whiten(k, inverse_factor, pool.d);
+  whiten.set_reference(reference);
   const int64_t per_chunk = chunk_rows(pool);
   std::vector<typename Leverage<T>::Space> spaces(static_cast<size_t>(call.threads));
   std::vector<std::vector<double>> squares(static_cast<size_t>(call.threads));
   parallel_for(chunks_of(count, per_chunk), call, [&](int64_t chunk, int worker) {
     auto& space = spaces[static_cast<size_t>(worker)];
     auto& h = squares[static_cast<size_t>(worker)];
-    space.reserve(pool, per_chunk, conversations != nullptr);
+    space.reserve(pool, per_chunk, conversations != nullptr, reference != nullptr);
     h.resize(static_cast<size_t>(per_chunk));
     const int64_t start = chunk * per_chunk, stop = std::min(count, start + per_chunk);
     if (conversations) {
@@ -103,12 +117,12 @@ void each_leverage(const Rows& pool, const double* inverse_factor, const int64_t
 }  // namespace
 
 void leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
-              const Call& call, bool single) {
+              const Call& call, bool single, const double* reference) {
   const auto keep = [&](int64_t start, int64_t many, const double* h) { std::copy(h, h + many, out + start); };
   if (single) {
-    each_leverage<float>(pool, inverse_factor, conversations, count, call, keep);
+    each_leverage<float>(pool, inverse_factor, conversations, count, call, keep, reference);
   } else {
-    each_leverage(pool, inverse_factor, conversations, count, call, keep);
+    each_leverage(pool, inverse_factor, conversations, count, call, keep, reference);
   }
 }
 

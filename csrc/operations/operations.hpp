@@ -16,9 +16,9 @@ void choice_probability(const double* margin, const double* rationality, int64_t
 void choice_weight(const double* margin, const double* rationality, int64_t n, double* out, const Call& call);
 
 // inverse_factor: W = L^-1, (d, d) row-major. conversations: null for all n, else `count` indices. single: products in
-// float.
+// float. reference: null or (d), of rows only: (x - reference)' M^-1 (x - reference).
 void leverage(const Rows& pool, const double* inverse_factor, const int64_t* conversations, int64_t count, double* out,
-              const Call& call, bool single = false);
+              const Call& call, bool single = false, const double* reference = nullptr);
 
 // out (count, m) = log1p(w_ij h_i); rationality (m, C)
 void information_gain(const Rows& pool, const double* reward, const double* rationality, int64_t m, int64_t categories,
@@ -42,6 +42,13 @@ void weighted_sum_by_cell(const Rows& rows, const int64_t* row, const double* we
 void best_completions(const Rows& pool, const double* reward, const double* prompt_weight, const int64_t* groups,
                       int64_t n_groups, const uint8_t* allowed, int64_t* row, double* best, double* mean,
                       const Call& call);
+
+// The policy pi(a|p) = base_policy(a) exp(phi_a'theta / temperature) / Z_p over the completions of each prompt, in one read:
+// log Z_p and E_pi phi'theta (prompts), the sum over each group of prompts of prompt_weight E_pi phi (n_groups, d), and pi
+// (N). base_policy null: uniform; else each prompt has a positive one. Errors as above.
+void softmax_completions(const Rows& pool, const double* reward, double temperature, const double* base_policy,
+                         const double* prompt_weight, const int64_t* groups, int64_t n_groups, double* log_partition,
+                         double* expected, double* mean, double* probability, const Call& call);
 
 void update_leverage(const Rows& pool, const double* direction, double coefficient, double* leverage, const Call& call);
 

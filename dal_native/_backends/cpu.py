@@ -74,10 +74,16 @@ def best_teacher(
 
 
 def leverage(
-    pool: Pool, factor: Floats, conversations: Integers | None, single: bool, out: Floats, threads: int
+    pool: Pool,
+    factor: Floats,
+    conversations: Integers | None,
+    single: bool,
+    reference: Floats | None,
+    out: Floats,
+    threads: int,
 ) -> None:
     inverse = _linalg.triangular_inverse(factor)
-    _kernels.leverage(_view(pool), inverse, conversations, single, out, threads)
+    _kernels.leverage(_view(pool), inverse, conversations, single, reference, out, threads)
 
 
 def information_gain(
@@ -127,6 +133,25 @@ def best_completions(
     given = (reward, prompt_weight, prompt_groups, allowed)
     with _overflow_as_bad_value():
         _kernels.best_completions(_view(pool), *given, out_row, out_best, out_mean, threads)
+
+
+def softmax_completions(
+    pool: Pool,
+    reward: Floats,
+    temperature: float,
+    base_policy: Floats | None,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    out_log_partition: Floats,
+    out_expected: Floats,
+    out_mean: Floats,
+    out_probability: Floats,
+    threads: int,
+) -> None:
+    given = (reward, temperature, base_policy, prompt_weight, prompt_groups)
+    out = (out_log_partition, out_expected, out_mean, out_probability)
+    with _overflow_as_bad_value():
+        _kernels.softmax_completions(_view(pool), *given, *out, threads)
 
 
 @contextmanager

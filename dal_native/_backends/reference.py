@@ -194,12 +194,18 @@ def _leverage(x: Floats, factor: Floats) -> Floats:
 
 
 def leverage(
-    pool: Pool, factor: Floats, conversations: Integers | None, single: bool, out: Floats, threads: int
+    pool: Pool,
+    factor: Floats,
+    conversations: Integers | None,
+    single: bool,
+    reference: Floats | None,
+    out: Floats,
+    threads: int,
 ) -> None:
-    """h_i = x_i' M^-1 x_i = |L^-1 x_i|^2; `single` permits float32."""
+    """h_i = (x_i - nu)' M^-1 (x_i - nu) = |L^-1 (x_i - nu)|^2, nu = 0 if absent; `single` permits float32."""
     with _float64():
         for start, stop, x in _blocks(pool, conversations):
-            out[start:stop] = _leverage(x, factor)
+            out[start:stop] = _leverage(x if reference is None else x - reference, factor)
 
 
 def _blocks(pool: Pool, conversations: Integers | None) -> Any:
@@ -293,6 +299,40 @@ def best_completions(
         )  # fmt: skip
 
 
+def softmax_completions(
+    pool: Pool,
+    reward: Floats,
+    temperature: float,
+    base_policy: Floats | None,
+    prompt_weight: Floats,
+    prompt_groups: Integers,
+    out_log_partition: Floats,
+    out_expected: Floats,
+    out_mean: Floats,
+    out_probability: Floats,
+    threads: int,
+) -> None:
+    """pi_a = b_a exp(u_a / t) / Z_p; log Z_p, E_pi u and mean_g = sum_(p in g) w_p E_pi phi."""
+    rows, first = pool.completions, _offsets(pool)[:-1]
+    u = _rewards(rows, reward, threads)
+    base = _spread(1.0 / np.diff(_offsets(pool)), pool) if base_policy is None else base_policy
+    of_allowed = np.where(base > 0, u, -np.inf)
+    top = _largest(of_allowed, first)
+    with _float64():
+        v = base * np.exp((of_allowed - _spread(top, pool)) / temperature)
+        total = _total(v, first)
+        out_log_partition[:] = top / temperature + np.log(total)
+        out_probability[:] = v / _spread(total, pool)
+        out_expected[:] = _total(out_probability * u, first)
+    group = np.repeat(np.arange(len(prompt_groups) - 1), np.diff(_offsets(pool)[prompt_groups]))
+    weight = _spread(prompt_weight, pool) * out_probability
+    weighted_sum_by_cell(rows, None, weight, group, out_mean, threads)
+
+
+def _total(of_completions: Floats, first: Integers) -> Floats:
+    return np.add.reduceat(of_completions, first) if len(first) else np.empty(0)
+
+
 def _offsets(pool: Pool) -> Integers:
     assert pool.prompt_offsets is not None
     return pool.prompt_offsets
@@ -382,7 +422,7 @@ class _Greedy:
         self.matrix = p.matrix.copy()
         self._factorise()
         self.start_leverage = np.empty(n)
-        leverage(p.pool, self.factor, None, False, self.start_leverage, p.threads)
+        leverage(p.pool, self.factor, None, False, None, self.start_leverage, p.threads)
         self.anew = self.start_leverage  # as of the last time they were computed anew
         u = np.empty(n)
         margin(p.pool, p.reward, u, p.threads)
@@ -518,7 +558,7 @@ class _Greedy:
         if max(rounding, self.rounding) < DRIFT:
             update_leverage(pool, direction, w / (1.0 + w * h), self.leverage, threads)
         else:
-            leverage(pool, self.factor, None, False, self.leverage, threads)
+            leverage(pool, self.factor, None, False, None, self.leverage, threads)
             self.anew = self.leverage.copy()
         self.asked.setdefault(i, []).append(j)
         self._refresh(np.array([i]))
@@ -547,7 +587,7 @@ class _Greedy:
         """T, the most any batch could be worth at the final M, and what this batch is worth there."""
         p = self.problem
         h = np.empty(len(p.pool))
-        leverage(p.pool, self.factor, None, False, h, p.threads)
+        leverage(p.pool, self.factor, None, False, None, h, p.threads)
         batch_total = float(np.sum(w * h[i]))
         if p.cost is not None:
             spent = float(np.sum(p.cost[j, self.category[i]]))
