@@ -50,6 +50,7 @@ ORDER = {
         ("integrations",),
         ("integrations.scorer",),
         ("integrations.trl_reward", "integrations.openrlhf_reward", "integrations.verl_reward"),
+        ("integrations.server",),
         ("integrations.torch_head",),
         ("integrations.reward_directory",),
         ("campaign",),
@@ -75,6 +76,8 @@ HEAVY = {
     "trl",
     "datasets",
     "accelerate",
+    "uvicorn",
+    "h11",
 }
 #: Files that are a heavy package's own classes: they may import it, and nothing else imports them at once.
 ON_DEMAND = {"integrations.torch_head": {"torch"}}

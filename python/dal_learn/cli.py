@@ -1046,6 +1046,113 @@ def _check_width(path: Path, d: int, c: Conversations) -> None:
         raise ValueError(f"{path}: is for {d} features, but the completions have {c.d}")
 
 
+# ---------------------------------------------------------------------------------------------------- serve
+
+
+@main.command(
+    "serve",
+    short_help="Answer training stacks over HTTP.",
+    epilog="Examples:\n\n"
+    "\b\n  dal serve --reward pessimistic.safetensors --encoder offline\n"
+    "  dal serve --reward fitted/reward.safetensors --radius 3 --encoder offline --write-openrlhf reward.py",
+)
+@click.option(
+    "--reward",
+    "reward_file",
+    type=_FILE,
+    required=True,
+    help="File of a PessimisticReward, or reward.safetensors of dal fit together with --radius.",
+)
+@click.option("--encoder", required=True, metavar="NAME", help="The encoder that the reward was made with.")
+@click.option(
+    "--kind",
+    type=click.Choice(["lower_bound", "mean", "least_favourable"]),
+    default="lower_bound",
+    show_default=True,
+    help="What is answered: what the labels can vouch for, the estimate alone, or "
+    "the reward under a policy's least favourable parameter.",
+)
+@click.option(
+    "--radius", type=float, default=None, help="Radius of the confidence set, in place of the file's."
+)
+@click.option(
+    "--text",
+    "encoded_text",
+    type=click.Choice(TEXT_FORMS),
+    default=None,
+    help="What the encoder sees of a completion. [default: as the reward says]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; nobody is asked who they are.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: a free one.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=None, help="Threads of the kernels. [default: all]"
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Completions that are answered at once.",
+)
+@click.option(
+    "--max-body", type=click.IntRange(1), default=2**24, show_default=True, help="Largest request, in bytes."
+)
+@click.option(
+    "--deadline",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a request is answered with an error.",
+)
+@click.option(
+    "--unscorable", type=float, default=None, help="Reward of an empty completion. [default: an error]"
+)
+@click.option("--prompt-prefix", default="", help="What the chat template puts before a prompt.")
+@click.option("--prompt-suffix", default="", help="What the chat template puts after a prompt.")
+@click.option(
+    "--write-openrlhf",
+    "write_to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    metavar="FILE.py",
+    help="Serve nothing; write a file for --reward.remote_url of OpenRLHF.",
+)
+@_force_option
+@_json_option
+def serve_command(reward_file: Path, write_to: Path | None, force: bool, as_json: bool, **given: Any) -> None:
+    """Answer POST /get_reward with pessimistic rewards, as OpenRLHF asks for them, and GET /health.
+
+    Ctrl-C ends it, after what is being answered.
+    """  # fmt: skip
+    from .integrations import openrlhf_reward, scorer, server  # seldom needed
+
+    options = {"radius": given["radius"], "kind": given["kind"], "text": given["encoded_text"]}
+    options |= {name: given[name] for name in ("max_batch", "deadline")}
+    face = {name: given[name] for name in ("unscorable", "prompt_prefix", "prompt_suffix")}
+    if write_to is not None:
+        if write_to.exists() and not force:
+            raise ValueError(f"{write_to}: exists; use --force to replace it, or another name")
+        openrlhf_reward.write_reward_function(write_to, reward_file, given["encoder"], face=face, **options)
+        if as_json:
+            _print_json({"file": str(write_to)})
+        else:
+            click.echo(f"Written: {write_to}, for --reward.remote_url of OpenRLHF")
+        return
+    dn.set_threads(given["threads"])
+    made = scorer.RewardScorer.load(reward_file, given["encoder"], **options)
+    app = server.RewardApp(openrlhf_reward.OpenRLHFReward(made, **face), max_body=given["max_body"])
+
+    def ready(address: str, stop: Callable[[], None]) -> None:
+        if as_json:
+            _print_json({"address": address, **app.health()})
+            sys.stdout.flush()
+        click.echo(f"dal: serving {made.kind} at {address}; Ctrl-C ends it", err=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve(app, host=given["host"], port=given["port"], ready=ready)
+    click.echo(f"dal: stopped after {made.statistics()['rows']} completions", err=True)
+
+
 # ----------------------------------------------------------------------------------------- report and doctor
 
 

