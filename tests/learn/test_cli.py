@@ -23,7 +23,7 @@ needs_plot = pytest.mark.skipif(
     reason="extra 'plot' is not installed",
 )
 
-COMMANDS = ("demo", "run", "select", "ingest", "fit", "policy", "best-of-n", "report", "doctor")
+COMMANDS = ("demo", "run", "select", "ingest", "fit", "policy", "best-of-n", "serve", "report", "doctor")
 
 
 def dal(*arguments):
