@@ -1,6 +1,6 @@
 """What pessimism buys, and what it costs: plots and tables of docs/pessimism.md, all simulated.
 
-usage: python -m benchmarks.pessimism [--page docs/pessimism.md] [--parts zhu shift slope coverage cost]
+usage: python -m benchmarks.pessimism [--page PAGE] [--parts zhu shift radius slope coverage cost]
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Sizes:
     shifts: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
     shift_labels: int = 400
     shift_seeds: int = 60
+    radii: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0)
+    radius_seeds: int = 60
     slope_labels: tuple[int, ...] = (400, 800, 1_600, 3_200, 6_400, 12_800, 25_600)
     slope_seeds: int = 200
     coverage_labels: tuple[int, ...] = (60, 240, 960)
@@ -54,8 +56,8 @@ class Sizes:
 
 SMALL = Sizes(
     zhu_labels=(10, 1_000, 100_000), zhu_seeds=4, prompts=4, each=4, half=2, shifts=(0.0, 1.0),
-    shift_labels=60, shift_seeds=3, slope_labels=(60, 240), slope_seeds=3, coverage_labels=(60,),
-    coverage_seeds=3, levels=(0.5, 0.1), cost_seeds=3,
+    shift_labels=60, shift_seeds=3, radii=(0.0, 1.0, 4.0), radius_seeds=3, slope_labels=(60, 240),
+    slope_seeds=3, coverage_labels=(60,), coverage_seeds=3, levels=(0.5, 0.1), cost_seeds=3,
 )  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------- worlds
@@ -377,6 +379,99 @@ def _worst_tenth(values: Any) -> float:
 def _difference(mine: Any, other: Any) -> str:
     middle, half = mean_error(np.asarray(mine) - np.asarray(other))
     return f"{middle:+.3f} ± {half:.3f}"
+
+
+# ------------------------------------------------------------------------------------- coverage against loss
+
+PLACES = {
+    "no shift": (0.0, 0.0),
+    "shift 95 %, as good": (0.95, 0.0),
+    "shift 95 %, worse": (0.95, 1.5),
+    "disjoint, worse": (1.0, 1.5),
+}
+TURNED = ("joint", "pointwise", "KL")
+
+
+def turned(sizes: Sizes) -> dict[str, Any]:
+    """Loss, and how often a policy's own lower bound holds, as the radius is turned up from 0."""
+    found: dict[str, Any] = {}
+    for place, (moved, worse) in PLACES.items():
+        runs = [_turned(sizes, seed, moved, worse) for seed in range(sizes.radius_seeds)]
+        found[place] = {
+            name: [
+                {"loss": mean_error(np.array(loss)), "held": float(np.mean(held))}
+                for loss, held in (
+                    np.transpose([run[name][k] for run in runs]) for k in range(len(sizes.radii))
+                )
+            ]
+            for name in TURNED
+        }
+        nominal = float(np.mean([run["nominal"] for run in runs]))
+        found[place]["nominal"] = nominal
+        common.say(
+            f"{place}: "
+            + ", ".join(f"{row['loss'][0]:.3f} {row['held']:.2f}" for row in found[place]["joint"])
+        )
+    return {
+        "radii": list(sizes.radii),
+        "labels": sizes.shift_labels,
+        "seeds": sizes.radius_seeds,
+        "places": found,
+    }
+
+
+def _turned(sizes: Sizes, seed: int, moved: float, worse: float) -> dict[str, Any]:
+    world = World.drawn(np.random.default_rng([11, seed]), sizes, worse)
+    model = world.fitted(np.random.default_rng([12, seed, round(1000 * moved)]), sizes.shift_labels, moved)
+    behaviour = world.behaviour(moved)
+    nu = dl.mean_features(world.phi, world.offsets, behaviour)
+    found: dict[str, Any] = {name: [] for name in TURNED} | {"nominal": dl.nominal_radius(model, DELTA).value}
+    for radius in sizes.radii:
+        soft = {"temperature": TEMPERATURE, "base_policy": behaviour}
+        for name, probability in (
+            ("joint", joint(world, model, radius, nu)),
+            ("pointwise", pointwise(world, model, radius, nu)),
+            ("KL", joint(world, model, radius, nu, **soft)),
+        ):
+            away = dl.mean_features(world.phi, world.offsets, probability) - nu
+            held = away @ (model.coef_ - world.theta) <= radius * _norm(away, model.information_) + 1e-12
+            found[name].append([world.loss(probability), float(held)])
+    return found
+
+
+def plot_turned(found: Mapping[str, Any], figure: Any) -> None:
+    panels = figure.subplots(1, len(found["places"]), sharey=True)
+    for panel, (place, rows) in zip(panels, found["places"].items(), strict=True):
+        for name in TURNED:
+            colour, _ = _DRAWN[f"{name}, nominal"]
+            held = [row["held"] for row in rows[name]]
+            loss = [row["loss"][0] for row in rows[name]]
+            panel.plot(
+                held, loss, "o-", color=colour, markersize=3, label=name if panel is panels[0] else None
+            )
+            if name == "joint":
+                for k in range(0, len(held), 2):
+                    panel.annotate(f"{found['radii'][k]:g}", (held[k], loss[k]), fontsize=6, xytext=(2, 3),
+                                   textcoords="offset points")  # fmt: skip
+        panel.axvline(1 - DELTA, color="black", linewidth=0.6)
+        panel.set_title(place, fontsize=9)
+        panel.set_xlabel("lower bounds that hold")
+        panel.set_xlim(-0.03, 1.06)
+    panels[0].set_ylabel("loss (1: a uniform choice)")
+    figure.legend(fontsize=7, loc="outside right center")
+
+
+def table_turned(found: Mapping[str, Any]) -> str:
+    head = ["", "policy", *(f"radius {radius:g}" for radius in found["radii"]), "nominal radius"]
+    lines = []
+    for place, rows in found["places"].items():
+        for name in TURNED:
+            cells = [f"{row['loss'][0]:.3f} ({row['held']:.0%})" for row in rows[name]]
+            lines.append([place, name, *cells, f"{rows['nominal']:.1f}"])
+    text = (
+        f"{found['labels']} labels, seeds 0 to {found['seeds'] - 1}. Loss (share of lower bounds that hold)."
+    )
+    return f"{text}\n\n{common.table(head, lines)}"
 
 
 # --------------------------------------------------------------------------------------------------- slopes
@@ -748,6 +843,10 @@ PARTS: dict[str, Part[Sizes]] = {
         shift, plot_shift, table_shift,
         "Loss of greedy and pessimistic policies against the shift between labels and target", (9.0, 3.6),
     ),
+    "radius": Part(
+        turned, plot_turned, table_turned,
+        "Loss against the share of lower bounds that hold, as the radius grows", (9.5, 3.0),
+    ),
     "slope": Part(
         slope, plot_slope, table_slope,
         "Loss against the number of labels, both on logarithmic scales", (8.0, 3.2),
@@ -761,7 +860,13 @@ PARTS: dict[str, Part[Sizes]] = {
 
 def with_seeds(sizes: Sizes, seeds: int) -> Sizes:
     return replace(
-        sizes, zhu_seeds=seeds, shift_seeds=seeds, slope_seeds=seeds, coverage_seeds=seeds, cost_seeds=seeds
+        sizes,
+        zhu_seeds=seeds,
+        shift_seeds=seeds,
+        radius_seeds=seeds,
+        slope_seeds=seeds,
+        coverage_seeds=seeds,
+        cost_seeds=seeds,
     )
 
 
