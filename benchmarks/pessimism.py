@@ -240,9 +240,8 @@ def plot_zhu(found: Mapping[str, Any], figure: Any) -> None:
     marks = ("s-", "o-", "v-", "^-", "d:", "x:")
     for (name, rows), mark in zip(found["loss"].items(), marks, strict=True):
         middle, half = np.array(rows).T
-        panel.errorbar(found["labels"], np.maximum(middle, 1e-4), half, fmt=mark, markersize=4, label=name)
+        panel.errorbar(found["labels"], middle, half, fmt=mark, markersize=4, label=name)
     panel.set_xscale("log")
-    panel.set_yscale("symlog", linthresh=1e-3)
     panel.set_xlabel("labels n")
     panel.set_ylabel("loss, mean and 95 % interval")
     figure.legend(fontsize=7, loc="outside right center")
@@ -282,14 +281,14 @@ def _shifted(sizes: Sizes, seed: int, moved: float, worse: float) -> dict[str, f
     model = world.fitted(np.random.default_rng([3, seed, round(1000 * moved)]), sizes.shift_labels, moved)
     behaviour = world.behaviour(moved)
     nu = dl.mean_features(world.phi, world.offsets, behaviour)
-    radius = radii(model, "ellipsoid") | {"policy": dl.nominal_radius(model, DELTA, "policy").value}
+    radius = radii(model) | {"policy": dl.nominal_radius(model, DELTA, "policy").value}
     policies = {"greedy": chosen(world, world.phi @ model.coef_)}
-    for kind in ("nominal", "policy"):
+    for kind in ("ellipsoid", "policy"):
         policies[f"pointwise, {kind}"] = pointwise(world, model, radius[kind], nu)
-    for kind in ("nominal", "bootstrap", "calibrated", "policy"):
+    for kind in ("ellipsoid", "bootstrap", "calibrated", "policy"):
         policies[f"joint, {kind}"] = joint(world, model, radius[kind], nu)
     soft = {"temperature": TEMPERATURE, "base_policy": behaviour}
-    for kind in ("nominal", "policy"):
+    for kind in ("ellipsoid", "policy"):
         policies[f"KL, {kind}"] = joint(world, model, radius[kind], nu, **soft)
     found = {name: world.loss(probability) for name, probability in policies.items()}
     found["behaviour"] = world.loss(behaviour)
@@ -297,28 +296,25 @@ def _shifted(sizes: Sizes, seed: int, moved: float, worse: float) -> dict[str, f
     return found | {f"radius {kind}": value for kind, value in radius.items()}
 
 
-def radii(
-    model: dl.RewardModel, kind: str, delta: float = DELTA, groups: Any = "conversation"
-) -> dict[str, float]:
-    """By where they come from."""
+def radii(model: dl.RewardModel, delta: float = DELTA, groups: Any = "conversation") -> dict[str, float]:
+    """For all policies at once: as the model claims, from a bootstrap, and from held-out labels."""
     return {
-        "nominal": dl.nominal_radius(model, delta, kind).value,
-        "bootstrap": dl.bootstrap_radius(model, delta, kind, groups=groups, n_boot=DRAWS).value,
-        "calibrated": dl.calibrated_radius(model, delta, kind, groups=groups).value,
+        "ellipsoid": dl.nominal_radius(model, delta).value,
+        "bootstrap": dl.bootstrap_radius(model, delta, groups=groups, n_boot=DRAWS).value,
+        "calibrated": dl.calibrated_radius(model, delta, groups=groups).value,
     }
 
 
 #: Colour and line of each policy drawn.
 _DRAWN = {
     "greedy": ("tab:red", "-"),
-    "pointwise, nominal": ("tab:orange", "-"),
+    "pointwise, ellipsoid": ("tab:orange", "-"),
     "pointwise, policy": ("tab:orange", ":"),
-    "joint, nominal": ("tab:blue", "-"),
+    "joint, ellipsoid": ("tab:blue", "-"),
     "joint, policy": ("tab:blue", ":"),
     "joint, calibrated": ("tab:cyan", "--"),
-    "KL, nominal": ("tab:green", "-"),
+    "KL, ellipsoid": ("tab:green", "-"),
     "KL, policy": ("tab:green", ":"),
-    "behaviour": ("tab:gray", "-"),
 }
 
 
@@ -334,7 +330,7 @@ def plot_shift(found: Mapping[str, Any], figure: Any) -> None:
         panel.set_xticks(places, [f"{value:.0%}" for value in found["shifts"]])
         panel.set_title(f"second kind {world}", fontsize=9)
         panel.set_xlabel("shift: share of labels kept to the first kind")
-        panel.set_ylim(0, 1.1)
+        panel.set_ylim(0, 0.6)
     panels[0].set_ylabel("loss (1: a uniform choice)")
     figure.legend(fontsize=7, loc="outside right center")
 
@@ -346,11 +342,11 @@ def table_shift(found: Mapping[str, Any]) -> str:
         lines = [[name, *(words(row[name]) for row in rows)] for name in names]
         worst = [
             [f"*{name}, worst tenth*", *(f"{_worst_tenth(row[name]):.2f}" for row in rows)]
-            for name in ("greedy", "joint, nominal", "joint, policy")
+            for name in ("greedy", "joint, ellipsoid", "joint, policy")
         ]
         paired = [
             [f"*{name} less greedy*", *(_difference(row[name], row["greedy"]) for row in rows)]
-            for name in ("joint, nominal", "joint, policy", "pointwise, policy")
+            for name in ("joint, ellipsoid", "joint, policy", "pointwise, policy")
         ]
         sizes = [
             [label, *(f"{np.mean(row[key]):.2f}" for row in rows)]
@@ -358,7 +354,7 @@ def table_shift(found: Mapping[str, Any]) -> str:
                 ("distance of the best policy", "distance"),
                 *(
                     (f"radius, {kind}", f"radius {kind}")
-                    for kind in ("nominal", "bootstrap", "calibrated", "policy")
+                    for kind in ("ellipsoid", "bootstrap", "calibrated", "policy")
                 ),
             )
         ]
@@ -443,7 +439,7 @@ def plot_turned(found: Mapping[str, Any], figure: Any) -> None:
     panels = figure.subplots(1, len(found["places"]), sharey=True)
     for panel, (place, rows) in zip(panels, found["places"].items(), strict=True):
         for name in TURNED:
-            colour, _ = _DRAWN[f"{name}, nominal"]
+            colour, _ = _DRAWN[f"{name}, ellipsoid"]
             held = [row["held"] for row in rows[name]]
             loss = [row["loss"][0] for row in rows[name]]
             panel.plot(
@@ -462,7 +458,7 @@ def plot_turned(found: Mapping[str, Any], figure: Any) -> None:
 
 
 def table_turned(found: Mapping[str, Any]) -> str:
-    head = ["", "policy", *(f"radius {radius:g}" for radius in found["radii"]), "nominal radius"]
+    head = ["", "policy", *(f"radius {radius:g}" for radius in found["radii"]), "ellipsoid's radius"]
     lines = []
     for place, rows in found["places"].items():
         for name in TURNED:
@@ -476,7 +472,7 @@ def table_turned(found: Mapping[str, Any]) -> str:
 
 # --------------------------------------------------------------------------------------------------- slopes
 
-SLOPES = ("greedy", "pointwise, nominal", "joint, nominal", "joint, policy", "bound")
+SLOPES = ("greedy", "pointwise, ellipsoid", "joint, ellipsoid", "joint, policy", "bound")
 
 
 def slope(sizes: Sizes) -> dict[str, Any]:
@@ -502,8 +498,8 @@ def _sloping(sizes: Sizes, seed: int, labels: int) -> dict[str, float]:
     gain = float(np.maximum.reduceat(reward, world.offsets[:-1]).mean() - reward.mean())
     return {
         "greedy": world.loss(chosen(world, world.phi @ model.coef_)),
-        "pointwise, nominal": world.loss(pointwise(world, model, nominal, nu)),
-        "joint, nominal": world.loss(joint(world, model, nominal, nu)),
+        "pointwise, ellipsoid": world.loss(pointwise(world, model, nominal, nu)),
+        "joint, ellipsoid": world.loss(joint(world, model, nominal, nu)),
         "joint, policy": world.loss(joint(world, model, policy, nu)),
         "bound": 2 * nominal * world.distance_to_best(model.information_, nu) / gain,
     }
@@ -612,7 +608,7 @@ def _covered(sizes: Sizes, seed: int, trouble: str, labels: int, delta: float) -
     greedy = dl.mean_features(world.phi, world.offsets, chosen(world, world.phi @ model.coef_))
     greedy -= dl.mean_features(world.phi, world.offsets, world.behaviour(0.0))
     found: dict[str, float] = {}
-    for name, radius in radii(model, "ellipsoid", delta, TROUBLES[trouble]).items():
+    for name, radius in radii(model, delta, TROUBLES[trouble]).items():
         found[f"{name}: all"] = length <= radius
         found[f"{name}: greedy"] = greedy @ error <= radius * _norm(greedy, information)
         found[f"{name}: radius"] = radius
@@ -707,7 +703,7 @@ def plot_coverage(found: Mapping[str, Any], figure: Any) -> None:
 
 _SOURCES = {
     "no ridge term": "tab:gray",
-    "nominal": "tab:blue",
+    "ellipsoid": "tab:blue",
     "bootstrap": "tab:orange",
     "calibrated": "tab:green",
 }
@@ -722,7 +718,7 @@ def table_coverage(found: Mapping[str, Any]) -> str:
         for labels, row in rows.items():
             cells = [
                 f"{row[f'{name}: all']:.0%} / {row[f'{name}: greedy']:.0%} ({row[f'{name}: radius']:.1f})"
-                for name in ("nominal", "bootstrap", "calibrated")
+                for name in ("ellipsoid", "bootstrap", "calibrated")
             ]
             cells += [
                 f"{row['no ridge term: all']:.0%}",
@@ -812,9 +808,10 @@ def plot_cost(found: Mapping[str, Any], figure: Any) -> None:
             for row in found["settings"]
         ]
         middle, half = np.array(differences).T
-        panel.errorbar(
-            middle, places - 0.12 * (k - len(names) / 2), xerr=half, fmt="o", markersize=3.5, label=name
-        )
+        colour, line = _DRAWN[name]
+        mark = "o" if line == "-" else "^"
+        at = places - 0.12 * (k - (len(names) - 1) / 2)
+        panel.errorbar(middle, at, xerr=half, fmt=mark, color=colour, markersize=3.5, label=name)
     panel.axvline(0, color="tab:red", linewidth=0.8)
     panel.set_yticks(places, [f"{row['words']} ({row['labels']:,})" for row in found["settings"]], fontsize=7)
     panel.set_xlabel("loss less that of greedy: to the right pessimism costs")
