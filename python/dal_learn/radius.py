@@ -76,7 +76,7 @@ class Radius:
     nominal : float
         The quantile that the model itself claims, before inflation and bias.
     inflation : float
-        What that was multiplied by.
+        How many times that the radius is, bias aside; 1 where it is 0.
     reward_norm, bias : float
         S, and sqrt(ridge) S, which was added.
     n_boot, folds : int
@@ -194,10 +194,11 @@ def _level(delta: Any, kind: Any, count: Any = 1) -> tuple[float, str, int]:
 def _quantile(d: int, delta: float, kind: str, count: int, freedom: float = np.inf) -> float:
     """Of |error| where its scale is known, or estimated with so many degrees of freedom."""
     known = not np.isfinite(freedom)
-    whole = float(np.sqrt(chdtri(d, delta) if known else d * fdtri(d, freedom, 1.0 - delta)))
+    # the upper quantile of F(d, n) is 1 over the lower one of F(n, d), which keeps the digits of a small delta
+    whole = float(np.sqrt(chdtri(d, delta) if known else d / fdtri(freedom, d, delta)))
     if kind == "ellipsoid":
         return whole
-    single = float(-ndtri(delta / count) if known else -stdtrit(freedom, delta / count))
+    single = abs(float(ndtri(delta / count) if known else stdtrit(freedom, delta / count)))
     return single if kind == "policy" else min(single, whole)
 
 
@@ -261,7 +262,8 @@ def nominal_radius(
     """
     level, d = _level(delta, kind, count), _fitted(model)
     words = "the answers are independent and follow the model, labels being many"
-    return _made(model, _quantile(d, *level), 1.0, level, "nominal", words, reward_norm)
+    nominal = _quantile(d, *level)
+    return _made(model, nominal, nominal, level, "nominal", words, reward_norm)
 
 
 def _fitted(model: Any) -> int:
@@ -275,27 +277,27 @@ def _fitted(model: Any) -> int:
 def _made(
     model: RewardModel,
     nominal: float,
-    inflation: float,
+    found: float,
     level: tuple[float, str, int],
     source: str,
     words: str,
     reward_norm: float | None,
     **counts: int,
 ) -> Radius:
-    """With the ridge's bias, and everything assumed in a sentence."""
+    """The quantile that was found, with the ridge's bias, and everything assumed in a sentence."""
     delta, kind, count = level
     given = reward_norm is not None
     norm = _validate.number(reward_norm, "reward_norm", 0.0) if given else posterior_reward_norm(model)
     bias = float(np.sqrt(model.ridge_)) * norm
     words += _BIAS.format(norm=norm) if norm > 0 else "; the ridge's pull towards 0 does not matter"
     return Radius(
-        value=nominal * inflation + bias,
+        value=found + bias,
         delta=delta,
         kind=kind,
         source=source,
         assumption=f"{_SCOPE[kind].format(count=count)}, if {words}",
         nominal=nominal,
-        inflation=inflation,
+        inflation=found / nominal if nominal > 0 else 1.0,
         reward_norm=norm,
         bias=bias,
         **counts,
@@ -343,7 +345,7 @@ def bootstrap_radius(
         One Newton step from the estimate for each draw (one pass over the labels for all of them), or an
         exact warm-started fit for each.
     n_boot : int
-        Draws, at least 20.
+        Draws, at least 20 and 1 / delta.
     seed : int
         The same seed gives the same bits.
     reward_norm : float, optional
@@ -382,6 +384,8 @@ def bootstrap_radius(
     level = _level(delta, kind, 1 if v is None or kind != "sample" else len(v))
     method = _validate.one_of(method, "method", METHODS)
     n_boot = _validate.whole(n_boot, "n_boot", 20)
+    if n_boot * level[0] < 1.0 - 1e-9:  # the largest draw would stand for a quantile beyond it
+        raise ValueError(f"n_boot is {n_boot} for delta {level[0]:g}; expected at least 1 / delta")
     seed = _validate.whole(seed, "seed", 0)
     asked = _labels(model)
     group = _groups(asked, groups)
@@ -406,7 +410,7 @@ def bootstrap_radius(
         f"the groups of labels (here {size}) are independent and many, and theta is the reward that predicts "
         "such labels best"
     )
-    return _made(model, nominal, found / nominal, level, "bootstrap", words, reward_norm, n_boot=n_boot)
+    return _made(model, nominal, found, level, "bootstrap", words, reward_norm, n_boot=n_boot)
 
 
 def _directions(features: ArrayLike | None, kind: str, d: int) -> Floats | None:
@@ -463,7 +467,7 @@ def _refits(
         again, converged = _fitted_again(model, replace(asked, weight=weight))
         moved[b] = again.coef_ - model.coef_
         early += not converged
-    _say_early(early, n_boot)
+    _say_early(early, n_boot, 4)
     return moved
 
 
@@ -551,7 +555,7 @@ def calibrated_radius(
     fold = balanced_folds(group, folds, seed)
     with single_threaded_blas():
         lower = scipy.linalg.cholesky(model.information_, lower=True)
-        found = claimed = squares = 0.0
+        seen = claimed = squares = 0.0
         early = 0
         for k in range(int(fold.max()) + 1):
             train, test = (asked.some(np.flatnonzero(mask)) for mask in (fold != k, fold == k))
@@ -562,22 +566,20 @@ def calibrated_radius(
             spread = information + information @ np.linalg.solve(again.information_, information)
             half = scipy.linalg.solve_triangular(lower, spread, lower=True)
             claim = scipy.linalg.solve_triangular(lower, half.T, lower=True)  # L^-1 V L^-T
-            found += float(white @ white)
+            seen += float(white @ white)
             claimed += float(np.trace(claim))
             squares += float(np.sum(claim * claim))
         determined = d - model.ridge_ * float(np.trace(model.coef_covariance()))
     _say_early(early, int(fold.max()) + 1)
     nominal = _quantile(d, *level)
     freedom = max(1.0, min(claimed**2 / squares, size - determined)) if squares > 0 else 1.0
-    scale = np.sqrt(found / claimed) if claimed > 0 else 1.0
-    inflation = max(1.0, float(scale) * _quantile(d, *level, freedom) / nominal)
+    scale = np.sqrt(seen / claimed) if claimed > 0 else 1.0
+    found = max(nominal, float(scale) * _quantile(d, *level, freedom))
     words = (
         f"the groups of labels (here {size}) are independent, theta is the reward that predicts such labels "
         "best, and its error is larger than claimed by one factor in all directions"
     )
-    return _made(
-        model, nominal, inflation, level, "calibrated", words, reward_norm, folds=int(fold.max()) + 1
-    )
+    return _made(model, nominal, found, level, "calibrated", words, reward_norm, folds=int(fold.max()) + 1)
 
 
 # ------------------------------------------------------------------------------------ labels, and fits again
@@ -617,6 +619,6 @@ def _fitted_again(model: RewardModel, asked: Asked) -> tuple[RewardModel, bool]:
     return again, again.converged_
 
 
-def _say_early(early: int, of: int) -> None:
+def _say_early(early: int, of: int, stacklevel: int = 3) -> None:
     if early:
-        warnings.warn(f"{early} of {of} fits did not converge", ConvergenceWarning, stacklevel=3)
+        warnings.warn(f"{early} of {of} fits did not converge", ConvergenceWarning, stacklevel=stacklevel)

@@ -257,10 +257,11 @@ def test_fits_that_stop_early_are_reported():
     model, _ = answered(7, 60)
     model.max_iter = 1
     model.tol = 1e-12
-    with pytest.warns(ConvergenceWarning, match="10 of 10 fits did not converge"):
+    with pytest.warns(ConvergenceWarning, match="10 of 10 fits did not converge") as said:
         calibrated_radius(model)
-    with pytest.warns(ConvergenceWarning, match="20 of 20 fits did not converge"):
+    with pytest.warns(ConvergenceWarning, match="20 of 20 fits did not converge") as said_too:
         bootstrap_radius(model, method="refit", n_boot=20)
+    assert {said[0].filename, said_too[0].filename} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bootstrap_radius(model)
@@ -280,6 +281,7 @@ def test_fits_that_stop_early_are_reported():
         (bootstrap_radius, {"seed": -1}, "seed is -1"),
         (bootstrap_radius, {"groups": np.zeros(60, int)}, "holds 1 groups for 3.[0-9] directions"),
         (bootstrap_radius, {"delta": 0.0}, "delta is 0"),
+        (bootstrap_radius, {"delta": 0.01, "n_boot": 99}, "n_boot is 99 for delta 0.01"),
         (calibrated_radius, {"folds": 1}, "folds is 1"),
         (calibrated_radius, {"folds": 10**4}, "folds is 10000"),
         (calibrated_radius, {"groups": np.zeros(60, int)}, "groups holds 1 group"),
@@ -295,6 +297,19 @@ def test_refusals_of_model_and_labels(make, arguments, words):
     model, _ = answered(8, 60)
     with pytest.raises(ValueError, match=words):
         make(model, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["ellipsoid", "policy", "sample"])
+def test_radii_of_very_small_chances_are_finite_and_those_of_even_ones_may_be_0(kind):
+    model, _ = answered(8, 60)
+    tight = [calibrated_radius(model, delta, kind, reward_norm=0) for delta in (1e-4, 1e-9, 1e-18, 1e-25)]
+    assert np.isfinite([float(x) for x in tight]).all()
+    assert (np.diff([float(x) for x in tight]) > 0).all()
+    even = calibrated_radius(model, 0.5, kind, reward_norm=0)
+    assert (even.value == even.nominal == 0.0) == (kind != "ellipsoid")
+    if kind == "policy":
+        assert even.inflation == 1.0
+        assert bootstrap_radius(model, 0.5, kind, features=np.ones(4), reward_norm=0).value >= 0.0
 
 
 @pytest.mark.parametrize("make", [nominal_radius, bootstrap_radius, calibrated_radius])
