@@ -190,6 +190,8 @@ def number(value: Any, name: str, least: float = -np.inf) -> float:
         x = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} is {value!r}; expected a finite number") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ValueError(f"{name} is beyond float64; expected a finite number") from None
     if not np.isfinite(x):
         raise ValueError(f"{name} is {x}; expected a finite number")
     if x < least:

@@ -165,7 +165,7 @@ def policy_for(
         warnings.simplefilter("ignore", PolicyNotConverged)
         return pessimistic_policy(
             c.completions,
-            c.prompt_offsets,  # type: ignore[arg-type]
+            c.prompt_offsets,
             reward.coef,
             reward.information,
             reward.radius,

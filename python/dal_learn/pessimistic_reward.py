@@ -188,8 +188,9 @@ class PessimisticReward:
 
         Parameters
         ----------
-        features : array_like, (k, d)
-            phi of the completions, in any storage type of `dal_native.Pool`.
+        features : array_like (k, d), or Pool
+            phi of the completions, in any storage type of `dal_native.Pool`; of a pool of the completions of
+            prompts, every completion.
 
         Returns
         -------
@@ -211,7 +212,12 @@ class PessimisticReward:
             away = dn.Pool(block - self.reference)
             mean[start:stop] = dn.margin(away, self.coef)
             deviation[start:stop] = np.sqrt(dn.leverage(away, self._matrix))
-        return RewardEstimates(mean, deviation, mean - self.radius * deviation)
+        with np.errstate(over="ignore"):
+            bound = mean - self.radius * deviation
+        if not np.isfinite(bound).all():
+            row = int(np.argmin(np.isfinite(bound)))
+            raise ValueError(f"the lower bound of row {row} overflows; expected a smaller radius or features")
+        return RewardEstimates(mean, deviation, bound)
 
     def mean(self, features: Any) -> Floats:
         """(phi - nu)'theta of completions, (k,): the estimate alone.
@@ -270,6 +276,8 @@ class PessimisticReward:
 
     def _rows(self, features: Any) -> dn.Pool:
         rows = features if isinstance(features, dn.Pool) else dn.Pool(features)
+        if rows.prompt_offsets is not None:
+            rows = rows.completions
         if rows.d != self.d:
             raise ValueError(f"features have {rows.d} columns; expected {self.d}, as the reward")
         return rows
@@ -318,7 +326,8 @@ class PessimisticReward:
         encoder : str, optional
             Fingerprint of the encoder in use: a reward made with another one is refused.
         radius : float, optional
-            Takes the place of the stored one; needed for the file of a `RewardModel`, which has none.
+            Takes the place of the stored one and of its assumption; needed for the file of a `RewardModel`,
+            which has none.
 
         Returns
         -------
@@ -353,7 +362,7 @@ class PessimisticReward:
                 tensors["reference"],
                 stored,
                 tensors.get("least_favourable_reward"),
-                facts.get("assumption"),
+                facts.get("assumption") if radius is None else None,
             )
         except KeyError as error:
             raise FileFormatError(path, None, f"{error.args[0]} is missing") from None

@@ -194,7 +194,7 @@ def _level(delta: Any, kind: Any, count: Any = 1) -> tuple[float, str, int]:
 def _quantile(d: int, delta: float, kind: str, count: int, freedom: float = np.inf) -> float:
     """Of |error| where its scale is known, or estimated with so many degrees of freedom."""
     known = not np.isfinite(freedom)
-    # the upper quantile of F(d, n) is 1 over the lower one of F(n, d), which keeps the digits of a small delta
+    # the upper quantile of F(d, n) is 1 over the lower one of F(n, d), which keeps a small delta's digits
     whole = float(np.sqrt(chdtri(d, delta) if known else d / fdtri(freedom, d, delta)))
     if kind == "ellipsoid":
         return whole

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.linalg import LinAlgError
 
+import dal_native as dn
 from dal_learn import PessimisticReward, RewardModel, lower_confidence_bound
 from dal_learn._files import FileFormatError
 
@@ -41,6 +42,14 @@ def test_numbers_are_their_definition(dtype):
         assert (getattr(reward, name)(phi) == one).all()
     pointwise = lower_confidence_bound(phi, reward.coef, reward.information, 1.5, reference=reward.reference)
     np.testing.assert_allclose(found.lower_bound, pointwise - reward.reference @ reward.coef, atol=1e-12)
+
+
+def test_a_pool_of_prompts_counts_its_completions_and_not_their_pairs():
+    reward, phi = made(), np.random.default_rng(3).standard_normal((6, 5))
+    pool = dn.Pool.from_completions(phi, [0, 2, 6])
+    for one, other in zip(reward.estimates(pool), reward.estimates(phi), strict=True):
+        assert (one == other).all()
+    assert (reward.mean(pool) == reward.mean(phi)).all()
 
 
 def test_at_the_reference_nothing_is_claimed():
@@ -90,6 +99,8 @@ def test_file_keeps_everything(tmp_path):
     assert (found.radius, found.encoder, found.assumption) == (1.25, "abc", "answers are independent")
     found.save(path)
     assert path.read_bytes() == first
+    other = PessimisticReward.load(path, radius=3.0)
+    assert (other.radius, other.assumption) == (3.0, None)
     assert PessimisticReward.load(path, radius=0.0).radius == 0.0
     phi = np.random.default_rng(4).standard_normal((9, 5))
     assert (found.lower_bound(phi) == reward.lower_bound(phi)).all()
@@ -151,6 +162,8 @@ def test_features_that_do_not_fit_are_refused():
         reward.lower_bound(np.array([[0.0] * 5, [np.nan] * 5]))
     with pytest.raises(ValueError, match="no least favourable reward is known"):
         reward.least_favourable(np.zeros((1, 5)))
+    with pytest.raises(ValueError, match="lower bound of row 1 overflows"):
+        made(radius=1e308).lower_bound(np.stack([reward.reference, reward.reference + 1e3]))
     assert reward.lower_bound(np.zeros((0, 5))).shape == (0,)
 
 
@@ -159,6 +172,7 @@ def test_features_that_do_not_fit_are_refused():
     [
         ("information is missing", lambda t, f: ({k: v for k, v in t.items() if k != "information"}, f)),
         ("radius is missing", lambda t, f: (t, {k: v for k, v in f.items() if k != "radius"})),
+        ("radius is beyond float64", lambda t, f: (t, {**f, "radius": 10**400})),
         ("radius is -2", lambda t, f: (t, {**f, "radius": -2.0})),
         ("expected one row", lambda t, f: ({**t, "score.weight": np.zeros((2, 5))}, f)),
         ("positive definite", lambda t, f: ({**t, "information": -np.eye(5)}, f)),
