@@ -554,6 +554,7 @@ TEACHERS = 12
 #: What is wrong with the labels, and what shares a fold or a weight.
 TROUBLES = {
     "none": "conversation",
+    "adaptive": "conversation",
     "copied": "conversation",
     "tastes": "teacher",
     "rationalities": "conversation",
@@ -561,6 +562,7 @@ TROUBLES = {
 }
 _TROUBLE_WORDS = {
     "none": "the model is right",
+    "adaptive": "right, pairs and teachers chosen round by round",
     "copied": "every answer copied by three others",
     "tastes": "each teacher a theta of his own (grouped by teacher)",
     "rationalities": "rationalities of others believed",
@@ -636,6 +638,8 @@ def _troubled(
     world: World, rng: np.random.Generator, trouble: str, labels: int
 ) -> tuple[dl.RewardModel, Floats]:
     """A model fitted to labels it may misunderstand, and the theta that predicts endless such labels best."""
+    if trouble == "adaptive":
+        return _chosen_by_design(world, rng, labels), world.theta
     copies = 4 if trouble == "copied" else 1
     x = world.differences(world.pairs(rng, labels // copies, 0.0))
     teacher = np.arange(len(x)) % TEACHERS
@@ -656,6 +660,22 @@ def _troubled(
     endless = dl.RewardModel(1e-6, **parameters)
     endless.fit(np.tile(every, (TEACHERS, 1)), np.concatenate(chance), teacher=asked)
     return model, endless.coef_
+
+
+def _chosen_by_design(world: World, rng: np.random.Generator, labels: int) -> dl.RewardModel:
+    """Batches of 20 from D-optimal selection, a fit after each; no teacher answers the same pair twice."""
+    pool = dn.Pool.from_completions(world.phi, world.offsets)
+    every, beta = pool.take(np.arange(len(pool))), np.ones((TEACHERS, 1))
+    asked = np.stack([rng.permutation(len(pool))[:20], np.arange(20) % TEACHERS], axis=1)
+    y = np.zeros(0)
+    while True:
+        y = np.append(y, answers(rng, every[asked[len(y) :, 0]] @ world.theta))
+        model = dl.RewardModel(RIDGE, rationality=beta)
+        model.fit(every[asked[:, 0]], y, teacher=asked[:, 1])
+        if len(asked) >= labels:
+            return model
+        batch = dn.select_batch(pool, model.coef_, beta, model.information_, 20, exclude=asked, threads=1)
+        asked = np.concatenate([asked, np.stack([batch.conversation, batch.teacher], axis=1)])
 
 
 def _every(world: World) -> Floats:
