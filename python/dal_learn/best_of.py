@@ -133,7 +133,7 @@ def best_of_n(
         deviation[part] = np.sqrt(dn.leverage(away, reward._matrix))
         if name == "least_favourable":
             height[part] = dn.margin(away, reward.least_favourable_reward)
-    bound = mean - reward.radius * deviation
+    bound = reward._bound(mean, deviation)
     height = {"lower_bound": bound, "policy": chance}.get(name, height)
     return _ranked(offsets, height, mean, deviation, bound, name, abstain)
 
@@ -194,15 +194,16 @@ def _differences(
         start, stop = int(offsets[first]), int(offsets[last])
         block = rows.block(start, stop)
         local, counts = offsets[first:last] - start, np.diff(offsets[first : last + 1])
-        if isinstance(against, str) and against == "reward":
-            block -= reward.reference
-        else:
-            nu = (
-                np.add.reduceat(block, local, axis=0) / counts[:, None]
-                if isinstance(against, str)
-                else block[local + against[first:last]]
-            )
-            block -= np.repeat(nu, counts, axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused with its row
+            if isinstance(against, str) and against == "reward":
+                block -= reward.reference
+            else:
+                nu = (
+                    np.add.reduceat(block, local, axis=0) / counts[:, None]
+                    if isinstance(against, str)
+                    else block[local + against[first:last]]
+                )
+                block -= np.repeat(nu, counts, axis=0)
         yield slice(start, stop), block
         first = last
 

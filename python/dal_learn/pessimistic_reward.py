@@ -212,12 +212,7 @@ class PessimisticReward:
             away = dn.Pool(block - self.reference)
             mean[start:stop] = dn.margin(away, self.coef)
             deviation[start:stop] = np.sqrt(dn.leverage(away, self._matrix))
-        with np.errstate(over="ignore"):
-            bound = mean - self.radius * deviation
-        if not np.isfinite(bound).all():
-            row = int(np.argmin(np.isfinite(bound)))
-            raise ValueError(f"the lower bound of row {row} overflows; expected a smaller radius or features")
-        return RewardEstimates(mean, deviation, bound)
+        return RewardEstimates(mean, deviation, self._bound(mean, deviation))
 
     def mean(self, features: Any) -> Floats:
         """(phi - nu)'theta of completions, (k,): the estimate alone.
@@ -265,6 +260,15 @@ class PessimisticReward:
         if self.least_favourable_reward is None:
             raise ValueError("no least favourable reward is known; expected one of pessimistic_policy")
         return self._product(features, self.least_favourable_reward)
+
+    def _bound(self, mean: Floats, deviation: Floats) -> Floats:
+        """mean - gamma * deviation, (k,)."""
+        with np.errstate(over="ignore"):
+            bound = mean - self.radius * deviation
+        if not np.isfinite(bound).all():
+            row = int(np.argmin(np.isfinite(bound)))
+            raise ValueError(f"the lower bound of row {row} overflows; expected a smaller radius or features")
+        return np.asarray(bound)
 
     def _product(self, features: Any, theta: Floats) -> Floats:
         """(phi - nu)'theta, subtracted row by row."""

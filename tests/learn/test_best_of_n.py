@@ -163,6 +163,11 @@ def test_threads_do_not_disturb_each_other():
         ({"prompt_offsets": [0, 3, 3, 8, 10]}, "prompt 1 has 0 completions"),
         ({"completions": np.zeros((10, 4))}, "completions have 4 columns; expected 3"),
         ({"completions": np.full((10, 3), np.inf)}, "NaN or infinity, first in row 0"),
+        ({"completions": np.resize([[1.7e308], [-1.7e308]], (10, 3))}, "NaN or infinity"),
+        (
+            {"reward": made(radius=1e308)[2], "completions": np.eye(10, 3) * 1e3},
+            "lower bound of row 0 overflows",
+        ),
     ],
 )
 def test_arguments_are_refused_by_name(changes, words):
