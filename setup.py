@@ -1,4 +1,4 @@
-"""The extensions of dal-native: `_kernels` (C++, pybind11) and `_linalg` (Cython); no metadata."""
+"""The extensions of dal-native: `_kernels` (C++, pybind11), `_linalg` and `_dlpack` (Cython); no metadata."""
 
 import os
 import platform
@@ -164,7 +164,8 @@ def extensions():
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=["-O3"],
     )
-    cython = cythonize([linalg], language_level=3, build_dir="build/cython", quiet=True)
+    dlpack = Extension("dal_native._dlpack", sources=["dal_native/_dlpack.pyx"], extra_compile_args=["-O3"])
+    cython = cythonize([linalg, dlpack], language_level=3, build_dir="build/cython", quiet=True)
     return [kernels, *cython]
 
 

@@ -20,6 +20,10 @@ STORAGE = ("float64", "float32", "float16", "bfloat16")
 #: bfloat16 as this package produces it; a dtype of that name registered by another package is taken too.
 _BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
+#: Types of DLPack devices whose memory the processor can read: CPU, pinned for CUDA and ROCm, managed.
+_HOST_DEVICES = (1, 3, 11, 13)
+_DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI", 15: "WebGPU"}
+
 #: Largest rationality: its square and the weight stay far from overflow.
 LARGEST_RATIONALITY = 1e100
 
@@ -47,29 +51,83 @@ def is_torch(array: object) -> bool:
     return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
 
 
-def like_input(result: NDArray[Any], wants_torch: bool) -> Any:
-    """Hand the result back where the input lives: a torch tensor (zero copy, through DLPack) or NumPy."""
-    if wants_torch and "torch" in sys.modules:
-        return sys.modules["torch"].from_dlpack(result)
-    return result
+def home(values: object) -> str | None:
+    """The module whose arrays `values` is one of, where that is not NumPy: "torch", or a namespace of the
+    array API standard; None for NumPy and for what has no namespace (a list, a bare DLPack producer)."""
+    if is_torch(values):
+        return "torch"
+    if isinstance(values, (np.ndarray, np.generic)) or not hasattr(values, "__array_namespace__"):
+        return None
+    name = getattr(values.__array_namespace__(), "__name__", None)
+    return name if name in sys.modules and hasattr(sys.modules[name], "from_dlpack") else None
+
+
+def like_input(result: NDArray[Any], module: str | None) -> Any:
+    """Hand the result back where the input lives, zero copy, through DLPack: an array of `home`, or NumPy.
+
+    NumPy as well where that library cannot hold the numbers (JAX knows no float64 unless it is told to).
+    """
+    if module is None or module not in sys.modules:
+        return result
+    try:
+        moved = sys.modules[module].from_dlpack(result)
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        return result
+    return moved if str(moved.dtype).endswith(result.dtype.name) else result
 
 
 def array(values: Any, name: str) -> NDArray[Any]:
     """Anything NumPy or DLPack understands, as a NumPy array, without a copy where that is possible.
 
-    bfloat16 (of torch, JAX or ml_dtypes) comes back as an array whose dtype is named ``bfloat16`` or, for
-    torch, as the structured one-field dtype ``[("bfloat16", "<u2")]`` that only this package produces.
+    That is: NumPy arrays, torch tensors, and whatever has ``__array__`` or ``__dlpack__`` (any version) in
+    memory that the processor can read; strided and read-only ones as they are. Lists are copied. bfloat16 (of
+    torch, JAX, ml_dtypes or any producer) comes back as an array whose dtype is named ``bfloat16`` or as the
+    structured one-field dtype ``[("bfloat16", "<u2")]`` that only this package produces.
     """
     if is_torch(values):
         return _from_torch(values, name)
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array; expected an array without missing numbers")
+    _refuse_devices(values, name)
     try:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
-            return np.from_dlpack(values)
+            return _from_dlpack(values)
         return np.asarray(values)
     except Exception as error:  # whatever a foreign __array__ raises is bad input to us
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _refuse_devices(values: Any, name: str) -> None:
+    """Refuse arrays in the memory of a device before anybody tries to read them."""
+    if isinstance(values, np.ndarray) or not hasattr(values, "__dlpack_device__"):
+        return
+    try:
+        kind, number = values.__dlpack_device__()
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+    if int(kind) not in _HOST_DEVICES:
+        named = _DEVICES.get(int(kind), f"type {int(kind)}")
+        raise ValueError(f"{name} lives on device {named}:{int(number)}; expected an array on the CPU")
+
+
+def _from_dlpack(values: Any) -> NDArray[Any]:
+    """The producer's memory; bfloat16, which NumPy does not read, as its bits."""
+    try:
+        return cast(NDArray[Any], np.from_dlpack(values))
+    except (BufferError, RuntimeError):  # which of them, depends on NumPy's version
+        from dal_native._dlpack import BFloat16Bits
+
+        try:
+            capsule = values.__dlpack__(max_version=(1, 0))
+        except TypeError:  # older than DLPack 1
+            capsule = values.__dlpack__()
+        try:
+            bits = np.asarray(BFloat16Bits(capsule, _HOST_DEVICES))
+        except BufferError:
+            bits = None
+        if bits is None:
+            raise
+        return bits.view(_BFLOAT16)
 
 
 def _from_torch(tensor: Any, name: str) -> NDArray[Any]:
@@ -79,8 +137,7 @@ def _from_torch(tensor: Any, name: str) -> NDArray[Any]:
     tensor = tensor.detach()
     try:
         if tensor.dtype == torch.bfloat16:
-            bits = tensor.contiguous().view(torch.int16).numpy()
-            return cast(NDArray[Any], bits.view(np.dtype([("bfloat16", "<u2")])))
+            return cast(NDArray[Any], tensor.view(torch.int16).numpy().view(_BFLOAT16))
         return cast(NDArray[Any], tensor.resolve_conj().resolve_neg().numpy())
     except Exception as error:  # sparse, quantised, meta tensors ...
         raise ValueError(f"{name} cannot be read as an array: {error}") from error

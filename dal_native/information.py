@@ -244,7 +244,7 @@ def leverage_from_factor(
     out = np.empty(len(pool) if index is None else len(index))
     _dispatch.find("leverage", backend)(pool, factor, index, single, nu, out, _dispatch.threads(threads))
     _validate.finite_result(out, "leverage", index)
-    return _validate.like_input(out, pool.is_torch)
+    return _validate.like_input(out, pool.home)
 
 
 def _reference(values: Any, pool: Pool) -> Floats | None:

@@ -1,4 +1,8 @@
-"""The public operations: validate, allocate, resolve the backend, call."""
+"""The public operations: validate, allocate, resolve the backend, call.
+
+Results live where the input lives: torch tensors (or arrays of another library that has a namespace of the
+array API standard) come out where the rows, or the first argument, are such; no number is copied on the way.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,12 @@ def margin(pool: Any, reward: Any, *, backend: str = "auto", threads: int | None
     out = np.empty(len(pool))
     _dispatch.find("margin", backend)(pool, theta, out, _dispatch.threads(threads))
     _validate.finite_result(out, "margin")
-    return _validate.like_input(out, pool.is_torch)
+    return _validate.like_input(out, pool.home)
+
+
+def _home(*values: Any) -> str | None:
+    """Whose arrays the result is: those of the first argument that is not NumPy's."""
+    return next((module for module in map(_validate.home, values) if module), None)
 
 
 def _broadcast(margin: Any, rationality: Any) -> tuple[Floats, Floats, Floats]:
@@ -66,7 +75,7 @@ def _broadcast(margin: Any, rationality: Any) -> tuple[Floats, Floats, Floats]:
 
 def choice_probability(
     margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None
-) -> Floats:
+) -> Any:
     """Probability that a teacher prefers the second completion, s(beta u), s the logistic function.
 
     Parameters
@@ -93,12 +102,10 @@ def choice_probability(
     u, beta, out = _broadcast(margin, rationality)
     call = _dispatch.find("choice_probability", backend)
     call(u.reshape(-1), beta.reshape(-1), out.reshape(-1), _dispatch.threads(threads))
-    return out
+    return _validate.like_input(out, _home(margin, rationality))
 
 
-def choice_weight(
-    margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None
-) -> Floats:
+def choice_weight(margin: Any, rationality: Any, *, backend: str = "auto", threads: int | None = None) -> Any:
     """Fisher information of one answer, per unit of x x': w = beta^2 s(beta u) (1 - s(beta u)).
 
     Parameters
@@ -125,10 +132,10 @@ def choice_weight(
     u, beta, out = _broadcast(margin, rationality)
     call = _dispatch.find("choice_weight", backend)
     call(u.reshape(-1), beta.reshape(-1), out.reshape(-1), _dispatch.threads(threads))
-    return out
+    return _validate.like_input(out, _home(margin, rationality))
 
 
-def softplus_moments(mean: Any, sd: Any, *, backend: str = "auto", threads: int | None = None) -> Floats:
+def softplus_moments(mean: Any, sd: Any, *, backend: str = "auto", threads: int | None = None) -> Any:
     """Means of the softplus sp(t) = log(1 + e^t) and of its derivatives under normal laws t ~ N(mean, sd^2).
 
     With s = sp' the logistic function, every term of a likelihood of choices against a normal posterior of
@@ -164,7 +171,7 @@ def softplus_moments(mean: Any, sd: Any, *, backend: str = "auto", threads: int 
         raise ValueError(f"sd is negative at {int(np.argmax(sigma < 0))}; expected at least 0")
     out = np.empty((5, len(mu)))
     _dispatch.find("softplus_moments", backend)(mu, sigma, out, _dispatch.threads(threads))
-    return out
+    return _validate.like_input(out, _home(mean, sd))
 
 
 def best_teacher(
@@ -175,7 +182,7 @@ def best_teacher(
     *,
     backend: str = "auto",
     threads: int | None = None,
-) -> tuple[NDArray[np.int64], Floats]:
+) -> tuple[Any, Any]:
     """Which available teacher's answer is worth most on each conversation. It never depends on M.
 
     The most rational teacher is not always the most informative: in t = |beta u| the weight t^2 s'(t) / u^2
@@ -219,7 +226,8 @@ def best_teacher(
     teacher, weight = np.empty(len(u), np.int64), np.empty(len(u))
     call = _dispatch.find("best_teacher", backend)
     call(u, c, np.abs(beta), open_to, teacher, weight, _dispatch.threads(threads))
-    return teacher, weight
+    module = _home(margin, rationality)
+    return _validate.like_input(teacher, module), _validate.like_input(weight, module)
 
 
 def leverage(
@@ -323,7 +331,7 @@ def information_gain(
     call = _dispatch.find("information_gain", backend)
     call(pool, theta, beta, factor, index, out, _dispatch.threads(threads))
     _validate.finite_result(out, "information gain", index)
-    return _validate.like_input(out, pool.is_torch)
+    return _validate.like_input(out, pool.home)
 
 
 def information_matrix(
@@ -335,7 +343,7 @@ def information_matrix(
     precision: str = "double",
     backend: str = "auto",
     threads: int | None = None,
-) -> Floats:
+) -> Any:
     """Information matrix M = ridge I + sum_i w_i x_i x_i'.
 
     Parameters
@@ -381,12 +389,10 @@ def information_matrix(
     _dispatch.find("information_matrix", backend)(pool, w, ridge, single, out, _dispatch.threads(threads))
     if not np.isfinite(out).all():
         raise ValueError("the information matrix is not finite; expected smaller differences or weights")
-    return out
+    return _validate.like_input(out, pool.home)
 
 
-def weighted_sum(
-    differences: Any, weight: Any, *, backend: str = "auto", threads: int | None = None
-) -> Floats:
+def weighted_sum(differences: Any, weight: Any, *, backend: str = "auto", threads: int | None = None) -> Any:
     """Weighted sum of the differences, sum_t w_t x_t: one read of the rows.
 
     Parameters
@@ -415,12 +421,12 @@ def weighted_sum(
     _validate.length(w, len(pool), "weight", "conversation")
     out = np.empty(pool.d)
     _dispatch.find("weighted_sum", backend)(pool, w, out, _dispatch.threads(threads))
-    return _finite_sum(out)
+    return _validate.like_input(_finite_sum(out), pool.home)
 
 
 def hessian_vector(
     differences: Any, weight: Any, vector: Any, *, backend: str = "auto", threads: int | None = None
-) -> Floats:
+) -> Any:
     """Product of sum_t w_t x_t x_t' with a vector, in one read of the rows and without the matrix.
 
     Parameters
@@ -452,7 +458,7 @@ def hessian_vector(
     _validate.length(v, pool.d, "vector", "feature")
     out = np.empty(pool.d)
     _dispatch.find("hessian_vector", backend)(pool, w, v, out, _dispatch.threads(threads))
-    return _finite_sum(out)
+    return _validate.like_input(_finite_sum(out), pool.home)
 
 
 def weighted_sum_by_cell(
@@ -464,7 +470,7 @@ def weighted_sum_by_cell(
     *,
     backend: str = "auto",
     threads: int | None = None,
-) -> Floats:
+) -> Any:
     """Weighted sums of the differences of each cell (of a teacher and a category, say), in one pass.
 
     Parameters
@@ -509,7 +515,7 @@ def weighted_sum_by_cell(
     _validate.within(c, cells, "cell", "cells")
     out = np.empty((cells, pool.d))
     _dispatch.find("weighted_sum_by_cell", backend)(pool, index, w, c, out, _dispatch.threads(threads))
-    return _finite_sum(out)
+    return _validate.like_input(_finite_sum(out), pool.home)
 
 
 def _finite_sum(out: Floats) -> Floats:

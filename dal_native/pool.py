@@ -80,7 +80,7 @@ class Pool:
     prompt_offsets: NDArray[np.int64] | None
     pair_offsets: NDArray[np.int64] | None
     pair_rows: NDArray[np.int64] | None
-    is_torch: bool
+    home: str | None  # whose arrays the results are: see _validate.home
     _size: int
     _file: RowFile | None
     _mapped: _files.MappedFile | None
@@ -92,7 +92,7 @@ class Pool:
     def _store(self, values: Any, name: str) -> int:
         """Keep the rows; how many there are. Those of a file are checked as they are first read."""
         self.prompt_offsets = self.pair_offsets = self.pair_rows = None
-        self.is_torch, self.path, self._mapped = _validate.is_torch(values), None, None
+        self.home, self.path, self._mapped = _validate.home(values), None, None
         self._file = values if isinstance(values, RowFile) else None
         if self._file is not None:
             self.rows, self.dtype_name, self.path = None, self._file.dtype_name, self._file.path
@@ -292,6 +292,22 @@ class Pool:
     def n_categories(self) -> int:
         """Largest category + 1 (at least 1)."""
         return int(self.category.max()) + 1 if len(self.category) else 1
+
+    def in_numpy(self) -> Pool:
+        """This pool, sharing its storage, with results as NumPy arrays wherever the rows came from.
+
+        Examples
+        --------
+        >>> import dal_native as dn
+        >>> len(dn.Pool([[1.0], [2.0]]).in_numpy())
+        2
+        """
+        if self.home is None:
+            return self
+        view = Pool.__new__(Pool)
+        view.__dict__.update(self.__dict__)
+        view.home = None
+        return view
 
     @property
     def completions(self) -> Pool:

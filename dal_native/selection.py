@@ -72,7 +72,7 @@ class Batch:
         The picks in order. Fewer than asked for when admissible pairs run out: then
         ``counters["exhausted"]``.
     gain : ndarray of float64, (B,)
-        log1p(w h) of each pick at its step, in nats.
+        log1p(w h) of each pick at its step, in nats. All three are torch tensors where the pool is.
     counters : dict
         ``rows_streamed``, ``rows_rescored``, ``refreshes``, ``stages`` taken, and ``exhausted``.
     certificate : dict
@@ -98,7 +98,7 @@ class Batch:
     @property
     def log_det_gain(self) -> float:
         """Total gain in log det M."""
-        return float(np.sum(self.gain))
+        return float(np.sum(np.asarray(self.gain)))
 
     @property
     def d_efficiency(self) -> float | None:
@@ -409,7 +409,7 @@ def _with_new(bounds: _Bounds, pool: Pool, new: NDArray[np.bool_]) -> _Bounds:
     if not 0 < len(fresh) <= _FEW_NEW * len(pool) or not bounds.at.kept > 0.0:
         return bounds
     exact = np.empty(len(fresh))
-    _dispatch.find("leverage")(pool, bounds.at.factor, fresh, False, exact, _dispatch.threads())
+    _dispatch.find("leverage")(pool, bounds.at.factor, fresh, False, None, exact, _dispatch.threads())
     with np.errstate(over="ignore", under="ignore"):
         # products with W are off by no more, relatively, than W itself
         above = (exact / bounds.at.kept**2 * (1.0 + 2.0**-22) + _UNDERFLOW).astype(np.float32)
@@ -604,10 +604,12 @@ def _finish(problem: SelectionProblem, found: dict[str, Any]) -> Batch:
     gain, certificate = float(np.sum(found["gain"])), {}
     if problem.joint is None:
         certificate = _certificate(gain, found["objective_total"], found["batch_total"], problem.pool.d)
+    picks = {
+        name: _validate.like_input(found[name], problem.pool.home)
+        for name in ("conversation", "teacher", "gain")
+    }
     return Batch(
-        conversation=found["conversation"],
-        teacher=found["teacher"],
-        gain=found["gain"],
+        **picks,
         counters={**found["counters"], "exhausted": len(found["conversation"]) < problem.size},
         certificate=certificate,
     )

@@ -206,7 +206,7 @@ def features(X: Any, name: str = "X") -> Any:
         Not two dimensions, no features, not finite, not numbers, or so large that squares overflow.
     """
     if isinstance(X, dn.Pool):
-        return X
+        return X.in_numpy()
     if scipy.sparse.issparse(X):
         raise ValueError(f"{name} is a sparse matrix; expected a dense array")
     given = V.array(X, name)
