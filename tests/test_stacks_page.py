@@ -34,4 +34,6 @@ def test_examples_run_in_order(tmp_path, monkeypatch, capsys):
     written: dict[str, object] = {}
     exec(compile((tmp_path / "reward.py").read_text(), "reward.py", "exec"), written)
     answer = written["reward_func"](["q From the top.</s>"], ["q"], [None])
-    assert float(answer["rewards"][0]) == pytest.approx(names["scorer"].reward("q", "From the top."), abs=1e-6)
+    assert float(answer["rewards"][0]) == pytest.approx(
+        names["scorer"].reward("q", "From the top."), abs=1e-6
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from .reward import RewardModel
 __all__ = ["REFERENCES", "Choices", "choices_of", "mean_completion", "policy_for", "ranked_rows"]
 
 Floats = NDArray[np.float64]
+Progress = Callable[[int, float], object]
 Integers = NDArray[np.int64]
 
 #: Reference point: name on the command line -> what `best_of_n` calls it, and words for a report.
@@ -64,6 +66,7 @@ def choices_of(
     temperature: float = 0.0,
     truth: Floats | None = None,
     encoder: str | None = None,
+    progress: Progress | None = None,
 ) -> Choices | None:
     """The pessimistic policy beside the greedy one.
 
@@ -87,6 +90,8 @@ def choices_of(
         The true reward, in a simulation.
     encoder : str, optional
         Fingerprint of what made the vectors.
+    progress : callable, optional
+        Called as progress(reads, gap) while the policy is sought.
 
     Returns
     -------
@@ -119,7 +124,8 @@ def choices_of(
         radius=gamma,
         **_against(c, reference, 0.0),
     )
-    careful = policy_for(c, reward, reference, temperature, tol=1e-4 * max(1.0, abs(greedy.value)))
+    tol = 1e-4 * max(1.0, abs(greedy.value))
+    careful = policy_for(c, reward, reference, temperature, tol, progress)
     reward = replace(reward, reference=careful.reference)
     if temperature > 0:
         reward = reward.with_policy(careful.least_favourable_reward)
@@ -144,7 +150,12 @@ def choices_of(
 
 
 def policy_for(
-    c: Conversations, reward: PessimisticReward, reference: str, temperature: float = 0.0, tol: float = 1e-4
+    c: Conversations,
+    reward: PessimisticReward,
+    reference: str,
+    temperature: float = 0.0,
+    tol: float = 1e-4,
+    progress: Progress | None = None,
 ) -> PessimisticPolicy:
     """The pessimistic policy under a reward and its radius; a missed tolerance stands in `duality_gap`.
 
@@ -155,7 +166,8 @@ def policy_for(
     reward : PessimisticReward
     reference, temperature
         As for `choices_of`.
-    tol : float
+    tol, progress
+        As for `pessimistic_policy`.
 
     Returns
     -------
@@ -171,6 +183,7 @@ def policy_for(
             reward.radius,
             temperature=temperature,
             tol=tol,
+            progress=progress,
             **_against(c, reference, temperature),
         )
 

@@ -925,11 +925,14 @@ def policy_command(
         _check_width(reward_file, model.d, read.conversations)
         if given["reward_norm"] is not None:
             raise ValueError(f"reward_norm is given, but {reward_file} has a radius of its own")
-    with _bar("policy", as_json) as tell:
-        tell(0, 1, "")
-        options = ("delta", "radius", "reward_norm", "reference", "temperature")
+    options = ("delta", "radius", "reward_norm", "reference", "temperature")
+    with _reads("policy", as_json) as progress:
         found = choices_of(
-            read.conversations, model, encoder=read.encoder, **{name: given[name] for name in options}
+            read.conversations,
+            model,
+            encoder=read.encoder,
+            progress=progress,
+            **{name: given[name] for name in options},
         )
     assert found is not None
     write_jsonl(out, found.rows)
@@ -994,7 +997,8 @@ def best_of_n_command(
     _check_width(reward_file, reward.d, c)
     by: Any = given["by"]
     if by == "policy":
-        by = policy_for(c, reward, given["reference"], given["temperature"])
+        with _reads("policy", as_json) as progress:
+            by = policy_for(c, reward, given["reference"], given["temperature"], progress=progress)
     elif given["temperature"] != 0:
         raise ValueError("temperature is given without --by policy, which is the only one that has it")
     reference, words = REFERENCES[given["reference"]]
@@ -1020,6 +1024,18 @@ def best_of_n_command(
         f"{body['vouched_for']:,} first choices have a positive lower bound over the reference ({words}) at "
         f"radius {reward.radius:.2f}; abstained in {body['abstained']:,}.\nWritten: {out}"
     )
+
+
+@contextlib.contextmanager
+def _reads(what: str, quiet: bool) -> Iterator[Callable[[int, float], None]]:
+    """Reads of the completions and the gap left, on stderr, if that is a terminal."""
+    with tqdm(desc=what, unit="read", leave=False, disable=True if quiet else None) as bar:
+
+        def tell(reads: int, gap: float) -> None:
+            bar.set_postfix_str(f"gap {gap:.2g}", refresh=False)
+            bar.update(reads - bar.n)
+
+        yield tell
 
 
 def _refuse_taken(force: bool, *files: Path | None) -> None:
