@@ -533,7 +533,7 @@ def best_completions(
     allowed: Any = None,
     backend: str = "auto",
     threads: int | None = None,
-) -> tuple[NDArray[np.int64], Floats, Floats]:
+) -> tuple[Any, ...]:
     """Best completion of each prompt under a reward, and the mean features of the policy that chooses it.
 
     Every completion is read once, whether it lies in memory or in a file.
@@ -591,7 +591,7 @@ def best_completions(
     mean = np.empty((len(groups) - 1, pool.d))
     call = _dispatch.find("best_completions", backend)
     call(pool, theta, weight, groups, open_rows, row, best, mean, _dispatch.threads(threads))
-    return row, best, _finite_mean(mean)
+    return _all_like_input(pool, row, best, _finite_mean(mean))
 
 
 def softmax_completions(
@@ -604,7 +604,7 @@ def softmax_completions(
     prompt_groups: Any = None,
     backend: str = "auto",
     threads: int | None = None,
-) -> tuple[Floats, Floats, Floats, Floats]:
+) -> tuple[Any, ...]:
     """The policy pi(a|p) ~ base(a|p) exp(phi_a' theta / temperature), its mean features, reward and log Z.
 
     Every completion is read once, whether it lies in memory or in a file.
@@ -676,7 +676,11 @@ def softmax_completions(
             f"the softmax of prompt {int(np.argmin(finite))} is not finite; "
             "expected a smaller reward or a higher temperature"
         )
-    return log_partition, expected, _finite_mean(mean), probability
+    return _all_like_input(pool, log_partition, expected, _finite_mean(mean), probability)
+
+
+def _all_like_input(pool: Pool, *results: NDArray[Any]) -> tuple[Any, ...]:
+    return tuple(_validate.like_input(result, pool.home) for result in results)
 
 
 def _base_policy(values: Any, offsets: NDArray[np.int64]) -> Floats | None:

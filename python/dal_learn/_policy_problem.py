@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,13 @@ from scipy.linalg import LinAlgError, cholesky, lapack, solve_triangular
 import dal_native as dn
 from dal_native import _validate
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Vector = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Result = TypeVar("Result", bound="DataclassInstance")
 #: Groups of prompts whose vertices are kept apart: more mean fewer reads and larger systems.
 GROUPS = 16
 #: Called with the reads made and the gap proved so far.
@@ -236,7 +240,7 @@ def made_problem(
 def pool_of(completions: Any, prompt_offsets: Any) -> dn.Pool:
     """Completions by prompt: a pool of them as it is, or one made of an array and its offsets."""
     if not isinstance(completions, dn.Pool):
-        return dn.Pool.from_completions(completions, prompt_offsets)
+        return dn.Pool.from_completions(completions, prompt_offsets).in_numpy()
     if completions.prompt_offsets is None:
         raise ValueError(
             "completions is a pool of differences; expected one of the completions of prompts, "
@@ -244,7 +248,21 @@ def pool_of(completions: Any, prompt_offsets: Any) -> dn.Pool:
         )
     if prompt_offsets is not None:
         raise ValueError("prompt_offsets must be None where completions is a pool, which has its own")
-    return completions
+    return completions.in_numpy()
+
+
+def at_home(result: Result, completions: Any) -> Result:
+    """A result with its arrays where the completions live: torch tensors where these are such, not copied."""
+    module = completions.home if isinstance(completions, dn.Pool) else _validate.home(completions)
+    if module is None:
+        return result
+    held = {part.name: getattr(result, part.name) for part in fields(result)}
+    moved = {
+        name: _validate.like_input(array, module)
+        for name, array in held.items()
+        if isinstance(array, np.ndarray)
+    }
+    return replace(result, **moved)
 
 
 def factor_of(M: Any, d: int) -> Vector:

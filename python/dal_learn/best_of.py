@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 import dal_native as dn
 from dal_native import _validate
 
+from ._policy_problem import at_home
 from .pessimistic_reward import PessimisticReward
 from .policy import PessimisticPolicy
 
@@ -135,7 +136,7 @@ def best_of_n(
             height[part] = dn.margin(away, reward.least_favourable_reward)
     bound = reward._bound(mean, deviation)
     height = {"lower_bound": bound, "policy": chance}.get(name, height)
-    return _ranked(offsets, height, mean, deviation, bound, name, abstain)
+    return at_home(_ranked(offsets, height, mean, deviation, bound, name, abstain), completions)
 
 
 def _pool(completions: Any, prompt_offsets: Any, d: int) -> dn.Pool:
@@ -151,14 +152,14 @@ def _pool(completions: Any, prompt_offsets: Any, d: int) -> dn.Pool:
         pool = dn.Pool.from_completions(completions, prompt_offsets)
     if pool.d != d:
         raise ValueError(f"completions have {pool.d} columns; expected {d}, as the reward")
-    return pool
+    return pool.in_numpy()
 
 
 def _measure(by: Any, reward: PessimisticReward, n: int) -> tuple[str, Floats]:
     """Name of the measure, and the probabilities of a policy."""
     if isinstance(by, PessimisticPolicy):
         _validate.length(by.probability, n, "by", "completion")
-        return "policy", by.probability
+        return "policy", np.asarray(_validate.floats(by.probability, "by", 1))
     name = _validate.one_of(by, "by", _MEASURES)
     if name == "least_favourable" and reward.least_favourable_reward is None:
         raise ValueError("by is 'least_favourable', but the reward carries none; expected one of a policy")

@@ -211,7 +211,7 @@ def mean_completion(c: Conversations) -> Floats | None:
     if c.completions is None or c.prompt_offsets is None:
         return None
     counts = np.diff(c.prompt_offsets)
-    return mean_features(c.completions, c.prompt_offsets, np.repeat(1.0 / counts, counts))
+    return np.asarray(mean_features(c.completions, c.prompt_offsets, np.repeat(1.0 / counts, counts)))
 
 
 def _rows(c: Conversations, policy: PessimisticPolicy) -> Integers:

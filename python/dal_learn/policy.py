@@ -34,6 +34,7 @@ from ._policy_problem import (
     Problem,
     Progress,
     Vector,
+    at_home,
     factor_of,
     made_problem,
     policy_of,
@@ -165,8 +166,8 @@ def pessimistic_policy(
         )
         anchor = set_reference(problem, reference)
         if tau > 0:
-            return softened(problem, gamma, tau, tol, rtol, max_iter)
-        return hard(problem, gamma, anchor, tol, rtol, max_iter)
+            return at_home(softened(problem, gamma, tau, tol, rtol, max_iter), completions)
+        return at_home(hard(problem, gamma, anchor, tol, rtol, max_iter), completions)
 
 
 def greedy_policy(
@@ -223,7 +224,8 @@ def greedy_policy(
                 _, best, _ = problem.best(theta)
             upper = float(problem.weight @ best - problem.reference @ theta)
             gap = upper - problem.value(z, gamma)[1]
-        return problem.result(probability, z, theta, gap, np.inf, gamma=gamma, n_iter=0)
+        result = problem.result(probability, z, theta, gap, np.inf, gamma=gamma, n_iter=0)
+        return at_home(result, completions)
 
 
 def _worst_reward(problem: Problem, z: Vector, gamma: float) -> Vector:
@@ -243,7 +245,7 @@ def lower_confidence_bound(
     radius: float,
     *,
     reference: ArrayLike | str | None = None,
-) -> Vector:
+) -> Any:
     """Pointwise lower bound on the reward of single completions, for best-of-n and per-sample rewards.
 
     Parameters
@@ -270,13 +272,14 @@ def lower_confidence_bound(
     >>> lower_confidence_bound([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.9], [[1.0, 0.0], [0.0, 100.0]], 1.0)
     array([0. , 0.8])
     """
-    pool = dn.Pool(features)
+    home = _validate.home(features)
+    pool = dn.Pool(features).in_numpy()
     theta = _validate.reward(reward, pool.d)
     gamma = _validate.number(radius, "radius", 0.0)
     with single_threaded_blas():
         factor = factor_of(M, pool.d)
         if len(pool) == 0:
-            return np.zeros(0)
+            return _validate.like_input(np.zeros(0), home)
         if isinstance(reference, str):
             _validate.one_of(reference, "reference", ("mean",))
             nu = dn.weighted_sum(pool, np.full(len(pool), 1.0 / len(pool)))
@@ -287,7 +290,7 @@ def lower_confidence_bound(
         for start, stop, block in pool.blocks():
             z = solve_triangular(factor, (block - nu).T, lower=True)
             bound[start:stop] -= gamma * np.sqrt(np.einsum("dk,dk->k", z, z))
-        return bound
+        return _validate.like_input(bound, home)
 
 
 def mean_features(
@@ -296,7 +299,7 @@ def mean_features(
     probability: ArrayLike,
     *,
     prompt_weight: ArrayLike | None = None,
-) -> Vector:
+) -> Any:
     """x(pi) = E_s sum_a pi(a|s) phi(s, a): a policy's value under any reward is its product with that reward.
 
     Parameters
@@ -327,4 +330,5 @@ def mean_features(
     weight = prompt_weights(prompt_weight, len(offsets) - 1)
     with single_threaded_blas():
         # the softmax of a policy under the reward 0 is that policy
-        return np.asarray(dn.softmax_completions(pool, np.zeros(pool.d), 1.0, policy, weight)[2][0])
+        mean = np.asarray(dn.softmax_completions(pool, np.zeros(pool.d), 1.0, policy, weight)[2][0])
+    return _validate.like_input(mean, _validate.home(completions))
