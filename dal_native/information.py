@@ -63,6 +63,7 @@ class InformationMatrix:
         probe = np.cos(np.arange(1.0, d + 1.0))  # no eigenvector of anything likely
         self._probe = probe / np.sqrt(np.sum(probe * probe))
         self.refactorisations = 0
+        self._factor_view: Floats | None = None
         self._factorise()
 
     def _factorise(self) -> None:
@@ -87,7 +88,10 @@ class InformationMatrix:
 
     @property
     def factor(self) -> Floats:
-        return _read_only(self._factor)
+        # one view for one factor: what is made of it may be kept as long as it lives
+        if self._factor_view is None or self._factor_view.base is not self._factor:
+            self._factor_view = _read_only(self._factor)
+        return self._factor_view
 
     @property
     def inverse(self) -> Floats:
@@ -199,7 +203,7 @@ class InformationMatrix:
         array([2.])
         """
         pool = as_pool(pool)
-        return leverage_from_factor(pool, self._factor, conversations, precision, backend, threads, reference)
+        return leverage_from_factor(pool, self.factor, conversations, precision, backend, threads, reference)
 
 
 def _read_only(a: Floats) -> Floats:

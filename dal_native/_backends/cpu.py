@@ -6,6 +6,7 @@ The SIMD level is the highest this processor offers, or the one the environment 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,25 @@ def leverage(
     out: Floats,
     threads: int,
 ) -> None:
+    _kernels.leverage(_view(pool), _inverse_of(factor), conversations, single, reference, out, threads)
+
+
+#: id of a factor -> the factor, weakly, and its inverse.
+_inverses: dict[int, tuple[weakref.ref[Floats], Floats]] = {}
+
+
+def _inverse_of(factor: Floats) -> Floats:
+    """L^-1, d^3 / 3 operations, kept as long as the factor lives: some callers come with one row at a time.
+
+    Factors are never written to once they are made (`InformationMatrix.add` makes a new one).
+    """
+    known = _inverses.get(id(factor))
+    if known is not None and known[0]() is factor:
+        return known[1]
     inverse = _linalg.triangular_inverse(factor)
-    _kernels.leverage(_view(pool), inverse, conversations, single, reference, out, threads)
+    key = id(factor)
+    _inverses[key] = weakref.ref(factor, lambda _: _inverses.pop(key, None)), inverse
+    return inverse
 
 
 def information_gain(

@@ -242,3 +242,24 @@ def test_float32_matrices_with_rounding_asymmetry_are_accepted():
     a[0, 1] *= np.float32(1 + 2e-7)
     M = dn.InformationMatrix(a)
     assert (M.matrix == M.matrix.T).all()
+
+
+def test_the_inverse_factor_is_kept_as_long_as_the_factor_and_no_longer():
+    cpu = pytest.importorskip("dal_native._backends.cpu")
+    before = set(cpu._inverses)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 5))
+    M = dn.InformationMatrix(np.eye(5) + rows.T @ rows)
+    first = M.leverage(rows, backend="cpu")
+    assert len(cpu._inverses) == len(before) + 1
+    assert np.array_equal(dn.leverage(rows, M, backend="cpu"), first)
+    assert np.array_equal(dn.leverage(rows, M.matrix, backend="cpu"), first)  # a factor of its own, let go
+    assert len(cpu._inverses) == len(before) + 1
+    M.add(rows[0], 2.0)
+    assert M.factor is M.factor and set(cpu._inverses) == before
+    expected = np.sum(rows.T * np.linalg.solve(M.matrix, rows.T), axis=0)
+    assert np.allclose(M.leverage(rows, backend="cpu"), expected, rtol=1e-12)
+    assert (M.leverage(rows[:1], backend="cpu") < first[:1]).all()
+    assert len(cpu._inverses) == len(before) + 1
+    del M
+    assert set(cpu._inverses) == before

@@ -8,6 +8,7 @@ many threads or coroutines, wait a moment for one another and are answered toget
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import threading
@@ -125,11 +126,47 @@ def _content(content: Any) -> str | None:
 
 @dataclass(eq=False)
 class _Request:
-    """Texts of one waiting caller."""
+    """Texts of one waiting caller: a thread, or a coroutine of an event loop."""
 
     inputs: list[str]
-    answer: Future[list[Estimate]]
+    answer: Future[list[Estimate]] | asyncio.Future[list[Estimate]]
+    loop: asyncio.AbstractEventLoop | None
     since: float
+
+    def begin(self) -> bool:
+        """Whether the caller still waits."""
+        if isinstance(self.answer, Future):
+            return self.answer.set_running_or_notify_cancel()
+        return not self.answer.cancelled()
+
+
+_Answer = list[Estimate] | BaseException
+
+
+def _hand_out(answers: list[tuple[_Request, _Answer]]) -> None:
+    """Give every caller its answer, in its own thread or on its own event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, _Answer]]] = {}
+    for request, answer in answers:
+        if request.loop is None:
+            _settle(request.answer, answer)
+        else:
+            by_loop.setdefault(request.loop, []).append((request.answer, answer))
+    for loop, settled in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: list[tuple[Any, _Answer]]) -> None:
+    for future, answer in settled:
+        if not future.done():  # the coroutine may have been cancelled meanwhile
+            _settle(future, answer)
+
+
+def _settle(future: Any, answer: _Answer) -> None:
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 @dataclass
@@ -370,7 +407,8 @@ class RewardScorer:
         whose text it is, and nobody else.
         """
         limit = self._limit(deadline)
-        answer = self._submit(prompts, completions)
+        answer: Future[list[Estimate]] = Future()
+        self._submit(prompts, completions, answer, None)
         try:
             return answer.result(limit)
         except TimeoutError:
@@ -383,10 +421,14 @@ class RewardScorer:
     ) -> list[Estimate]:
         """`queued` for coroutines: the event loop goes on meanwhile."""
         limit = self._limit(deadline)
-        answer = self._submit(prompts, completions)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Estimate]] = loop.create_future()
+        self._submit(prompts, completions, answer, loop)
+        if limit is None:
+            return await answer
         try:
             async with asyncio.timeout(limit) as clock:
-                return await asyncio.wrap_future(answer)
+                return await answer
         except TimeoutError:
             if not clock.expired():
                 raise
@@ -524,11 +566,17 @@ class RewardScorer:
 
     # -------------------------------------------------------------------------------------------- the queue
 
-    def _submit(self, prompts: Texts, completions: Texts) -> Future[list[Estimate]]:
+    def _submit(
+        self,
+        prompts: Texts,
+        completions: Texts,
+        answer: Future[list[Estimate]] | asyncio.Future[list[Estimate]],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
         """Put a caller's texts into the queue; what is wrong with them is said here and now."""
         inputs = [words for words in self._inputs(prompts, completions, "raise") if words is not None]
         self._count(calls=1, rows=len(inputs))
-        request = _Request(inputs, Future(), time.perf_counter())
+        request = _Request(inputs, answer, loop, time.perf_counter())
         waiting = self._waiting
         with waiting.changed:
             waiting.requests.append(request)
@@ -536,19 +584,18 @@ class RewardScorer:
             if waiting.thread is not None:
                 if len(waiting.requests) == 1 or waiting.rows >= self.max_batch:
                     waiting.changed.notify()
-                return request.answer
+                return
             waiting.thread = threading.Thread(
                 target=self._serve, args=(waiting,), name="dal-reward", daemon=True
             )
             try:
                 waiting.thread.start()
-                return request.answer
+                return
             except RuntimeError:  # the interpreter is on its way out and starts no thread any more
                 waiting.thread = None
                 waiting.requests.remove(request)
                 waiting.rows -= len(inputs)
         self._answer([request])
-        return request.answer
 
     def _serve(self, waiting: _Waiting) -> None:
         """Answer batch after batch until nobody has come for a while."""
@@ -577,7 +624,7 @@ class RewardScorer:
 
     def _answer(self, batch: list[_Request]) -> None:
         """Answer every caller of a batch: together, or one by one where one of them fails."""
-        batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
+        batch = [request for request in batch if request.begin()]
         if not batch:
             return
         inputs = [words for request in batch for words in request.inputs]
@@ -594,14 +641,15 @@ class RewardScorer:
             for request in batch:
                 self._answer_one(request)
             return
-        for request in batch:
-            request.answer.set_result([next(found) for _ in request.inputs])
+        _hand_out([(request, [next(found) for _ in request.inputs]) for request in batch])
 
     def _answer_one(self, request: _Request) -> None:
+        answer: _Answer
         try:
-            request.answer.set_result(self._estimates_or_count(request.inputs, None))
+            answer = self._estimates_or_count(request.inputs, None)
         except BaseException as error:  # whatever it is, the caller must hear of it
-            request.answer.set_exception(error)
+            answer = error
+        _hand_out([(request, answer)])
 
 
 _COUNTS = (
