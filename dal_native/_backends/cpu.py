@@ -98,9 +98,8 @@ def _inverse_of(factor: Floats) -> Floats:
     known = _inverses.get(id(factor))
     if known is not None and known[0]() is factor:
         return known[1]
-    inverse = _linalg.triangular_inverse(factor)
-    key = id(factor)
-    _inverses[key] = weakref.ref(factor, lambda _: _inverses.pop(key, None)), inverse
+    inverse, key, kept = _linalg.triangular_inverse(factor), id(factor), _inverses
+    kept[key] = weakref.ref(factor, lambda _: kept.pop(key, None)), inverse
     return inverse
 
 
