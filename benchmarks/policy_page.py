@@ -46,7 +46,7 @@ class Sizes:
     completions: int = 1_000_000
     d: int = 512
     each: tuple[int, ...] = (2, 8, 64, 0)  # completions of a prompt; 0: 1 to 32 of them
-    alone: int = 250  # most reads of Frank-Wolfe alone
+    alone: int = 100  # most reads of Frank-Wolfe alone
     conic: tuple[tuple[int, int, int], ...] = ((50, 4, 8), (200, 4, 16), (1_000, 8, 32), (4_000, 8, 64))
     cooled: tuple[int, int, int] = (2_000, 8, 64)
     repeats: int = 3
@@ -129,6 +129,7 @@ def settings(sizes: Sizes) -> dict[str, Any]:
                     row["alone"] = alone(problem, pool, sizes.alone)
                 rows.append(row)
                 common.say(f"{each} {matrix} {reference}: {row['0.0']['reads']}, {row['0.1']['reads']} reads")
+        del pool  # before the next one is made
     return {"rows": rows, "completions": sizes.completions, "d": sizes.d, "alone": sizes.alone}
 
 
