@@ -22,7 +22,7 @@ Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Result = TypeVar("Result", bound="DataclassInstance")
 #: Groups of prompts whose vertices are kept apart: more mean fewer reads and larger systems.
-GROUPS = 16
+GROUPS = 32
 #: Called with the reads made and the gap proved so far.
 Progress = Callable[[int, float], object]
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import solve_triangular
 
 import dal_native as dn
 from dal_native import _validate
@@ -250,8 +249,8 @@ def lower_confidence_bound(
 
     Parameters
     ----------
-    features : array_like, (k, d)
-        Features phi.
+    features : array_like, (k, d), or Pool
+        Features phi; of a pool of completions, also one in a file, all of them.
     reward, M, radius
         As for `pessimistic_policy`; the radius finite.
     reference : None, "mean" or array_like (d,), optional
@@ -272,25 +271,23 @@ def lower_confidence_bound(
     >>> lower_confidence_bound([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.9], [[1.0, 0.0], [0.0, 100.0]], 1.0)
     array([0. , 0.8])
     """
-    home = _validate.home(features)
-    pool = dn.Pool(features).in_numpy()
+    pool = features.completions if isinstance(features, dn.Pool) else dn.Pool(features)
+    home, pool = pool.home, pool.in_numpy()
     theta = _validate.reward(reward, pool.d)
     gamma = _validate.number(radius, "radius", 0.0)
     with single_threaded_blas():
-        factor = factor_of(M, pool.d)
+        factor_of(M, pool.d)  # refused in the same words as by `pessimistic_policy`
         if len(pool) == 0:
             return _validate.like_input(np.zeros(0), home)
+        nu = None
         if isinstance(reference, str):
             _validate.one_of(reference, "reference", ("mean",))
             nu = dn.weighted_sum(pool, np.full(len(pool), 1.0 / len(pool)))
-        else:
-            nu = np.zeros(pool.d) if reference is None else _validate.floats(reference, "reference", 1)
+        elif reference is not None:
+            nu = _validate.floats(reference, "reference", 1)
             _validate.length(nu, pool.d, "reference", "feature")
-        bound = np.asarray(dn.margin(pool, theta))
-        for start, stop, block in pool.blocks():
-            z = solve_triangular(factor, (block - nu).T, lower=True)
-            bound[start:stop] -= gamma * np.sqrt(np.einsum("dk,dk->k", z, z))
-        return _validate.like_input(bound, home)
+        bound = dn.margin(pool, theta) - gamma * np.sqrt(dn.leverage(pool, M, reference=nu))
+    return _validate.like_input(bound, home)
 
 
 def mean_features(

@@ -15,6 +15,7 @@ from dal_learn._policy_soft import curvature, drawn_pairs, in_ball
 from dal_learn.policy import (
     PolicyNotConverged,
     greedy_policy,
+    lower_confidence_bound,
     mean_features,
     pessimistic_policy,
 )
@@ -222,6 +223,8 @@ def test_a_file_streamed_or_mapped_gives_the_same_bits(tau, tmp_path):
             )  # fmt: skip
         g = greedy_policy(pool, None, reward, M=M, radius=radius)
         assert g.value == greedy_policy(phi, offsets, reward, M=M, radius=radius).value
+        bound = lower_confidence_bound(pool, reward, M, radius, reference="mean")
+        np.testing.assert_array_equal(bound, lower_confidence_bound(phi, reward, M, radius, reference="mean"))
         x = mean_features(pool, None, p.probability)
         np.testing.assert_array_equal(x, mean_features(phi, offsets, p.probability))
 
