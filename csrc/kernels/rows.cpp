@@ -38,24 +38,30 @@ int64_t first_nonfinite_typed(const S* rows, int64_t n, int64_t d) {
   return -1;
 }
 
-// u_i = x_i' theta and |x_i|^2
-template <class S>
+// u_i = x_i' theta and, where asked for, |x_i|^2. What comes a little later is asked for in time: the processor by itself
+// looks ahead no further than the end of a page.
+template <bool Square, class S>
 void margin_typed(const S* rows, int64_t n, int64_t d, const double* reward, double* margin, double* square) {
   constexpr int L = kLanes<double>;
+  constexpr int64_t kAhead = 2048;  // bytes
   for (int64_t i = 0; i < n; ++i) {
     const S* x = rows + i * d;
     Full<double> u[4] = {}, q[4] = {};
     int64_t k = 0;
-    for (; k + 4 * L <= d; k += 4 * L)
+    for (; k + 4 * L <= d; k += 4 * L) {
+      constexpr int64_t kBytes = 4 * L * static_cast<int64_t>(sizeof(S));
+      for (int64_t line = 0; line < kBytes; line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(x + k) + kAhead + line);
       for (int j = 0; j < 4; ++j) {
         const Full<double> v = load<double, L>(x + k + j * L);
         u[j] += v * load_raw<Full<double>>(reward + k + j * L);
-        q[j] += v * v;
+        if constexpr (Square) q[j] += v * v;
       }
+    }
     for (; k + L <= d; k += L) {
       const Full<double> v = load<double, L>(x + k);
       u[0] += v * load_raw<Full<double>>(reward + k);
-      q[0] += v * v;
+      if constexpr (Square) q[0] += v * v;
     }
     double total = sum_lanes((u[0] + u[1]) + (u[2] + u[3]));
     double norm = sum_lanes((q[0] + q[1]) + (q[2] + q[3]));
@@ -65,7 +71,7 @@ void margin_typed(const S* rows, int64_t n, int64_t d, const double* reward, dou
       norm += v * v;
     }
     margin[i] = total;
-    if (square) square[i] = norm;
+    if constexpr (Square) square[i] = norm;
   }
 }
 
@@ -118,7 +124,9 @@ int64_t first_nonfinite(const void* rows, Storage storage, int64_t n, int64_t d)
 
 void margin(const void* rows, Storage storage, int64_t n, int64_t d, const double* reward, double* out,
             double* square) {
-  visit(rows, storage, [&](auto* p) { margin_typed(p, n, d, reward, out, square); });
+  visit(rows, storage, [&](auto* p) {
+    square ? margin_typed<true>(p, n, d, reward, out, square) : margin_typed<false>(p, n, d, reward, out, square);
+  });
 }
 
 void margin_float(const void* rows, Storage storage, int64_t n, int64_t d, const float* reward, float* out,

@@ -12,20 +12,44 @@ namespace DAL_LEVEL {
 
 namespace {
 
-constexpr int64_t kTogether = 8;
-
-// out += sum_r weight_r x_r, r ascending: the bits of one add_scaled after the other.
-template <class S>
-void add_together(const S* const (&x)[kTogether], const double* weight, int64_t d, double* out) {
+// out += sum_r weight_r x_r, r ascending: the bits of one add_scaled after the other. Of what lies `ahead` bytes further
+// every second row is asked for in time: more would keep these here waiting, the rest comes with the next look at them.
+template <int Together, class S>
+inline void add_together(const S* const* x, const double* weight, int64_t d, int64_t ahead, double* out) {
   constexpr int L = kLanes<double>;
   int64_t k = 0;
   for (; k + L <= d; k += L) {
     auto total = load_raw<Full<double>>(out + k);
-    for (int r = 0; r < kTogether; ++r) total = total + load<double, L>(x[r] + k) * weight[r];
+    for (int r = 0; r < Together; ++r) {
+      if (r % 2 == 0) __builtin_prefetch(reinterpret_cast<const char*>(x[r] + k) + ahead);
+      total = total + load<double, L>(x[r] + k) * weight[r];
+    }
     memcpy(out + k, &total, sizeof(total));
   }
   for (; k < d; ++k)
-    for (int r = 0; r < kTogether; ++r) out[k] += weight[r] * static_cast<double>(widen(x[r][k]));
+    for (int r = 0; r < Together; ++r) out[k] += weight[r] * static_cast<double>(widen(x[r][k]));
+}
+
+// Entries of one sum, as many side by side as there are.
+template <class S>
+void add_all(const S* rows, int64_t stride, const int64_t* row, int64_t count, const double* weight, int64_t d, double* out) {
+  constexpr int64_t kTogether = 8;
+  const int64_t ahead = row ? 0 : kTogether * stride * static_cast<int64_t>(sizeof(S));
+  for (int64_t q = 0; q < count;) {
+    const S* x[kTogether];
+    const int64_t left = count - q < kTogether ? count - q : kTogether;
+    for (int64_t r = 0; r < left; ++r) x[r] = rows + (row ? row[q + r] : q + r) * stride;
+    if (left == kTogether) {
+      add_together<kTogether>(x, weight + q, d, ahead, out);
+      q += kTogether;
+    } else if (left >= 4) {
+      add_together<4>(x, weight + q, d, ahead, out);
+      q += 4;
+    } else {
+      add_together<1>(x, weight + q, d, ahead, out);
+      q += 1;
+    }
+  }
 }
 
 }  // namespace
@@ -33,14 +57,9 @@ void add_together(const S* const (&x)[kTogether], const double* weight, int64_t 
 void add_weighted_rows(const void* rows, Storage storage, int64_t d, const int64_t* row, int64_t count,
                        const double* weight, const int64_t* cell, int64_t first, int64_t last, double* out) {
   visit(rows, storage, [&](auto* p) {
-    int64_t q = 0;
-    for (; !cell && q + kTogether <= count; q += kTogether) {
-      decltype(p) x[kTogether];
-      for (int64_t r = 0; r < kTogether; ++r) x[r] = p + (row ? row[q + r] : q + r) * d + first;
-      add_together(x, weight + q, last - first, out + first);
-    }
-    for (; q < count; ++q)
-      add_scaled(p + (row ? row[q] : q) * d + first, weight[q], last - first, out + (cell ? cell[q] : 0) * d + first);
+    if (!cell) return add_all(p + first, d, row, count, weight, last - first, out + first);
+    for (int64_t q = 0; q < count; ++q)
+      add_scaled(p + (row ? row[q] : q) * d + first, weight[q], last - first, out + cell[q] * d + first);
   });
 }
 

@@ -3,8 +3,8 @@
 // Rows are taken in runs: whole prompts of at most run_rows completions together, or as much of one prompt that has
 // more. A few runs of one group of prompts are a task, with a sum of its own; sums are added in the order of the tasks,
 // some tasks at a time, on the calling thread. Where the cuts lie depends on sizes alone, so that neither the number of
-// threads nor where the rows are kept changes a bit. A run lies in a near cache: its rows come from memory once, though
-// they are looked at for their rewards and again for the sum.
+// threads nor where the rows are kept changes a bit. A run is looked at piece by piece: rows come from memory once, and
+// are still in the nearest cache when they are added to the sum after their rewards are known.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -24,7 +24,11 @@ constexpr double kNone = -std::numeric_limits<double>::infinity();
 
 int64_t run_rows(int64_t d) { return std::clamp<int64_t>((1 << 16) / d, 64, 1024); }
 
-// Prompts of one group with all of their rows, or a part of the rows of one prompt.
+// Of a run looked at in pieces that the nearest cache has room for, while the next one is on its way. Several times more
+// of one large prompt, where each piece may bring a larger reward than all before.
+int64_t near_rows(int64_t d, bool part) { return std::clamp<int64_t>((1 << 12) / d, 8, 256) * (part ? 4 : 1); }
+
+// Prompts of one group with all of their rows, or a part of the rows of one prompt: a task, a run or a piece.
 struct Task {
   int64_t group, first_prompt, last_prompt, first_row, last_row;
   bool part;
@@ -86,27 +90,29 @@ struct Space {
   std::vector<int64_t> chosen;
 };
 
-// f(first prompt, last prompt, first row, last row) for each run of a task.
+// f(first prompt, last prompt, first row, last row) for whole prompts of at most `most` rows together, or for one that has
+// more; of a part of a prompt, for `most` rows at a time.
 template <class F>
-void each_run(const Rows& pool, const Task& task, F f) {
-  const int64_t most = run_rows(pool.d), *offsets = pool.prompt_offsets;
+void each_piece(const Rows& pool, const Task& task, int64_t most, F f) {
+  const int64_t* offsets = pool.prompt_offsets;
   if (task.part) {
     for (int64_t row = task.first_row; row < task.last_row; row += most)
-      f(task.first_prompt, task.last_prompt, row, std::min(task.last_row, row + most));
+      f(Task{task.group, task.first_prompt, task.last_prompt, row, std::min(task.last_row, row + most), true});
     return;
   }
   for (int64_t prompt = task.first_prompt; prompt < task.last_prompt;) {
     int64_t stop = prompt + 1;
     while (stop < task.last_prompt && offsets[stop + 1] - offsets[prompt] <= most) ++stop;
-    f(prompt, stop, offsets[prompt], offsets[stop]);
+    f(Task{task.group, prompt, stop, offsets[prompt], offsets[stop], false});
     prompt = stop;
   }
 }
 
-// look(task, run of prompts and rows, rewards of the run, the run's rows in memory, space, found) for every run, on any
-// thread; add(task, found) for every task, in their order, on the calling thread.
+// look(kernels, piece, rows in memory, space, found) for every run, or near piece of one, with its rewards in `space`, on
+// any thread; add(task, found) for every task, in their order, on the calling thread.
 template <class Look, class Add>
-void each_task(const Rows& pool, const double* reward, const int64_t* groups, const Call& call, Look look, Add add) {
+void each_task(const Rows& pool, const double* reward, const int64_t* groups, bool near, const Call& call, Look look,
+               Add add) {
   const KernelTable& k = kernels();
   const auto most = static_cast<size_t>(run_rows(pool.d));
   std::vector<Space> spaces(static_cast<size_t>(call.threads));
@@ -127,14 +133,17 @@ void each_task(const Rows& pool, const double* reward, const int64_t* groups, co
       sum.assign(static_cast<size_t>(pool.d), 0.0);
       mine = Found{};
       mine.sum = std::move(sum);
-      each_run(pool, task, [&](int64_t first_prompt, int64_t last_prompt, int64_t first_row, int64_t last_row) {
+      each_piece(pool, task, run_rows(pool.d), [&](const Task& run) {
         if (mine.overflown >= 0) return;
-        const Rows held = with_rows(pool, first_row, last_row, space.window);
-        double* u = space.reward.data();
-        k.margin(held.at(first_row), held.storage, last_row - first_row, pool.d, reward, u, nullptr);
-        for (int64_t q = last_row - first_row; q-- > 0;)
-          if (!std::isfinite(u[q])) mine.overflown = first_row + q;
-        if (mine.overflown < 0) look(k, task, first_prompt, last_prompt, first_row, last_row, held, space, mine);
+        const Rows held = with_rows(pool, run.first_row, run.last_row, space.window);
+        each_piece(pool, run, near ? near_rows(pool.d, run.part) : run_rows(pool.d), [&](const Task& piece) {
+          const int64_t rows = piece.last_row - piece.first_row;
+          double* u = space.reward.data();
+          k.margin(held.at(piece.first_row), held.storage, rows, pool.d, reward, u, nullptr);
+          for (int64_t q = 0; q < rows && mine.overflown < 0; ++q)
+            if (!std::isfinite(u[q])) mine.overflown = piece.first_row + q;
+          if (mine.overflown < 0) look(k, piece, held, space, mine);
+        });
       });
     });
     for (size_t chunk = 0; chunk < count; ++chunk) {
@@ -165,27 +174,27 @@ void best_completions(const Rows& pool, const double* reward, const double* prom
         at = q;
       }
   };
-  const auto look = [&](const KernelTable& k, const Task& task, int64_t first_prompt, int64_t last_prompt, int64_t first_row,
-                        int64_t last_row, const Rows& held, Space& space, Found& found) {
+  const auto look = [&](const KernelTable& k, const Task& piece, const Rows& held, Space& space, Found& found) {
     const double* u = space.reward.data();
-    if (task.part) {
+    if (piece.part) {
       const int64_t before = found.row;
-      first_best(u, first_row, last_row, found.top, found.row);
+      first_best(u, piece.first_row, piece.last_row, found.top, found.row);
       if (found.row != before) k.to_double(held.at(found.row), held.storage, d, found.sum.data());
       return;
     }
-    space.chosen.resize(static_cast<size_t>(last_prompt - first_prompt));
-    for (int64_t p = first_prompt; p < last_prompt; ++p) {
+    const int64_t prompts = piece.last_prompt - piece.first_prompt;
+    space.chosen.resize(static_cast<size_t>(prompts));
+    for (int64_t p = piece.first_prompt; p < piece.last_prompt; ++p) {
       double top = kNone;
-      first_best(u + (offsets[p] - first_row), offsets[p], offsets[p + 1], top, row[p]);
+      first_best(u + (offsets[p] - piece.first_row), offsets[p], offsets[p + 1], top, row[p]);
       best[p] = top;
-      space.chosen[static_cast<size_t>(p - first_prompt)] = row[p] - first_row;
+      space.chosen[static_cast<size_t>(p - piece.first_prompt)] = row[p] - piece.first_row;
     }
-    k.add_weighted_rows(held.at(first_row), held.storage, d, space.chosen.data(), last_prompt - first_prompt,
-                        prompt_weight + first_prompt, nullptr, 0, d, found.sum.data());
+    k.add_weighted_rows(held.at(piece.first_row), held.storage, d, space.chosen.data(), prompts,
+                        prompt_weight + piece.first_prompt, nullptr, 0, d, found.sum.data());
   };
   Found open;  // of the prompt whose parts are coming
-  each_task(pool, reward, groups, call, look, [&](const Task& task, Found& found) {
+  each_task(pool, reward, groups, false, call, look, [&](const Task& task, Found& found) {
     double* sum = mean + task.group * d;
     if (!task.part) return add_scaled(found.sum, 1.0, sum);
     if (found.top > open.top) std::swap(open, found);
@@ -265,9 +274,10 @@ void softmax_completions(const Rows& pool, const double* reward, double temperat
     }
     k.add_weighted_rows(held.at(first), held.storage, d, nullptr, last - first, v, nullptr, 0, d, found.sum.data());
   };
-  const auto look = [&](const KernelTable& k, const Task& task, int64_t first_prompt, int64_t last_prompt, int64_t first_row,
-                        int64_t last_row, const Rows& held, Space& space, Found& found) {
-    if (task.part) return look_at_part(k, base_of(first_prompt), first_row, last_row, held, space, found);
+  const auto look = [&](const KernelTable& k, const Task& piece, const Rows& held, Space& space, Found& found) {
+    const int64_t first_prompt = piece.first_prompt, last_prompt = piece.last_prompt;
+    const int64_t first_row = piece.first_row, last_row = piece.last_row;
+    if (piece.part) return look_at_part(k, base_of(first_prompt), first_row, last_row, held, space, found);
     double *u = space.reward.data(), *v = space.weight.data();
     for (int64_t p = first_prompt; p < last_prompt; ++p) {
       const Base base = base_of(p);
@@ -308,7 +318,7 @@ void softmax_completions(const Rows& pool, const double* reward, double temperat
     }
   };
   Found open;  // of the prompt whose parts are coming
-  each_task(pool, reward, groups, call, look, [&](const Task& task, Found& found) {
+  each_task(pool, reward, groups, true, call, look, [&](const Task& task, Found& found) {
     double* sum = mean + task.group * d;
     if (!task.part) return add_scaled(found.sum, 1.0, sum);
     add_part(open, found, temperature);
