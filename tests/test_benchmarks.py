@@ -23,6 +23,8 @@ ERROR = {
     "InformationMatrix": 1e-13,
     "SoftplusMoments": 1e-10,
     "WeightedSum": 1e-12,
+    "BestCompletions": 1e-12,
+    "SoftmaxCompletions": 1e-11,
 }
 
 

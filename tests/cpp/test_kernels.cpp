@@ -297,6 +297,21 @@ void whitening() {
         leverage(view, w.data(), nullptr, n, h.data(), Call{3, nullptr});
         bool ok = true;
         for (int64_t i = 0; i < n; ++i) ok = ok && close(h[static_cast<size_t>(i)], square_of(w, stored.values.data() + i * d, d), 1e-11);
+        const std::vector<double> nu = normals(d);
+        std::vector<int64_t> list(static_cast<size_t>(n));
+        std::iota(list.rbegin(), list.rend(), int64_t{0});
+        std::vector<double> centred(h), listed(h), single(h), x(static_cast<size_t>(d));
+        leverage(view, w.data(), nullptr, n, centred.data(), Call{2, nullptr}, false, nu.data());
+        leverage(view, w.data(), list.data(), n, listed.data(), Call{2, nullptr}, false, nu.data());
+        leverage(view, w.data(), nullptr, n, single.data(), Call{2, nullptr}, true, nu.data());
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t j = 0; j < d; ++j)
+            x[static_cast<size_t>(j)] = stored.values[static_cast<size_t>(i * d + j)] - nu[static_cast<size_t>(j)];
+          const double square = square_of(w, x.data(), d);
+          const auto at = static_cast<size_t>(i);
+          ok = ok && close(centred[at], square, 1e-11) && listed[static_cast<size_t>(n - 1 - i)] == centred[at] &&
+               close(single[at], square, 1e-3);
+        }
         check(ok, "d = " + std::to_string(d));
       }
       const KernelTable& k = kernels();
@@ -726,6 +741,176 @@ void category_bounds() {
   }
 }
 
+// Prompts of one to many completions, in memory and in a file, against plain loops.
+struct Prompts {
+  Stored stored;
+  std::vector<int64_t> offsets, pair_offsets, groups;
+  Rows view;
+  std::vector<double> reward, weight, base, margin;
+  std::vector<uint8_t> allowed;
+
+  Prompts(const std::vector<int64_t>& counts, int64_t d, Storage s)
+      : stored(std::accumulate(counts.begin(), counts.end(), int64_t{0}) * d, s), offsets{0}, pair_offsets{0} {
+    for (int64_t count : counts) {
+      offsets.push_back(offsets.back() + count);
+      pair_offsets.push_back(pair_offsets.back() + count * (count - 1) / 2);
+    }
+    const auto prompts = static_cast<int64_t>(counts.size());
+    groups = {0, prompts / 3, prompts / 3, prompts};
+    view.rows = stored.bytes.data();
+    view.storage = s;
+    view.d = d;
+    view.prompts = prompts;
+    view.prompt_offsets = offsets.data();
+    view.pair_offsets = pair_offsets.data();
+    view.n = pair_offsets.back();
+    reward = normals(d);
+    weight = normals(prompts);
+    margin.resize(static_cast<size_t>(offsets.back()));
+    for (int64_t q = 0; q < offsets.back(); ++q) {
+      allowed.push_back(below(3) > 0);
+      base.push_back(allowed.back() ? 0.01 + static_cast<double>(below(1000)) : 0.0);
+      kernels().margin(view.at(q), s, 1, d, reward.data(), &margin[static_cast<size_t>(q)], nullptr);
+    }
+    for (int64_t p = 0; p < prompts; ++p) {
+      const auto first = static_cast<size_t>(offsets[static_cast<size_t>(p)] + below(counts[static_cast<size_t>(p)]));
+      allowed[first] = 1;
+      base[first] = 1;
+      double total = 0;
+      for (int64_t q = begin(p); q < begin(p + 1); ++q) total += base[static_cast<size_t>(q)];
+      for (int64_t q = begin(p); q < begin(p + 1); ++q) base[static_cast<size_t>(q)] /= total;
+    }
+  }
+  int64_t begin(int64_t p) const { return offsets[static_cast<size_t>(p)]; }
+  double value(int64_t row, int64_t j) const { return stored.values[static_cast<size_t>(row * view.d + j)]; }
+
+  struct Best {
+    std::vector<int64_t> row;
+    std::vector<double> best, mean;
+  };
+  Best best(const Rows& pool, int threads) const {
+    Best out{std::vector<int64_t>(weight.size()), std::vector<double>(weight.size()), std::vector<double>(static_cast<size_t>(3 * pool.d))};
+    best_completions(pool, reward.data(), weight.data(), groups.data(), 3, allowed.data(), out.row.data(), out.best.data(),
+                     out.mean.data(), Call{threads, nullptr});
+    return out;
+  }
+  struct Softmax {
+    std::vector<double> log_partition, expected, mean, probability;
+  };
+  Softmax softmax(const Rows& pool, double temperature, bool uniform, int threads) const {
+    const size_t prompts = weight.size();
+    Softmax out{std::vector<double>(prompts), std::vector<double>(prompts), std::vector<double>(static_cast<size_t>(3 * pool.d)), std::vector<double>(margin.size())};
+    softmax_completions(pool, reward.data(), temperature, uniform ? nullptr : base.data(), weight.data(), groups.data(), 3,
+                        out.log_partition.data(), out.expected.data(), out.mean.data(), out.probability.data(), Call{threads, nullptr});
+    return out;
+  }
+
+  bool is_best(const Best& got) const {
+    std::vector<double> mean(got.mean.size(), 0.0);
+    bool ok = true;
+    for (int64_t p = 0; p < view.prompts; ++p) {
+      int64_t row = -1;
+      for (int64_t q = begin(p); q < begin(p + 1); ++q)
+        if (allowed[static_cast<size_t>(q)] && (row < 0 || margin[static_cast<size_t>(q)] > margin[static_cast<size_t>(row)])) row = q;
+      const auto at = static_cast<size_t>(p);
+      ok = ok && got.row[at] == row && got.best[at] == margin[static_cast<size_t>(row)];
+      add(mean, p, row, weight[at]);
+    }
+    return ok && same(mean, got.mean);
+  }
+  bool is_softmax(const Softmax& got, double temperature, bool uniform) const {
+    std::vector<double> mean(got.mean.size(), 0.0);
+    bool ok = true;
+    for (int64_t p = 0; p < view.prompts; ++p) {
+      const double each = 1.0 / static_cast<double>(begin(p + 1) - begin(p));
+      const auto part = [&](int64_t q) { return uniform ? each : base[static_cast<size_t>(q)]; };
+      double top = -std::numeric_limits<double>::infinity(), total = 0, expected = 0;
+      for (int64_t q = begin(p); q < begin(p + 1); ++q)
+        if (part(q) > 0) top = std::max(top, margin[static_cast<size_t>(q)]);
+      const auto share = [&](int64_t q) { return part(q) > 0 ? part(q) * std::exp((margin[static_cast<size_t>(q)] - top) / temperature) : 0.0; };
+      for (int64_t q = begin(p); q < begin(p + 1); ++q) total += share(q);
+      const auto at = static_cast<size_t>(p);
+      for (int64_t q = begin(p); q < begin(p + 1); ++q) {
+        const double pi = share(q) / total;
+        expected += pi * margin[static_cast<size_t>(q)];
+        ok = ok && std::fabs(got.probability[static_cast<size_t>(q)] - pi) <= 1e-12 * pi;
+        add(mean, p, q, weight[at] * pi);
+      }
+      ok = ok && close(got.expected[at], expected, 1e-11) && close(got.log_partition[at], top / temperature + std::log(total), 1e-12);
+    }
+    return ok && same(mean, got.mean);
+  }
+
+ private:
+  void add(std::vector<double>& mean, int64_t p, int64_t row, double scale) const {
+    const int64_t group = p < groups[1] ? 0 : 2;
+    for (int64_t j = 0; j < view.d; ++j) mean[static_cast<size_t>(group * view.d + j)] += scale * value(row, j);
+  }
+  static bool same(const std::vector<double>& a, const std::vector<double>& b) {
+    bool ok = true;
+    for (size_t k = 0; k < a.size(); ++k) ok = ok && close(a[k], b[k], 1e-10);
+    return ok;
+  }
+};
+
+void prompts() {
+  current = "best_completions, softmax_completions";
+  const std::vector<std::vector<int64_t>> shapes = {{1}, {2, 3}, {1, 1, 1, 7, 8, 9}, {1030, 1, 64, 65}, {5, 4500, 3, 2}, std::vector<int64_t>(200, 8)};
+  for (int64_t d : {1, 7, 16, 33, 70})
+    for (const auto& counts : shapes) {
+      const Storage s = kStorages[below(4)];
+      const Prompts p(counts, d, s);
+      const auto best = p.best(p.view, 1);
+      check(p.is_best(best), "best, d = " + std::to_string(d));
+      OnDisk disk(p.stored.bytes, s, p.offsets.back(), d, RowFile::least_memory(d) * (1 + below(20)));
+      Rows in_file = p.view;
+      in_file.rows = nullptr;
+      in_file.file = disk.rows.get();
+      for (const Rows& pool : {p.view, in_file})
+        for (int threads : {1, 3}) {
+          const auto again = p.best(pool, threads);
+          check(again.row == best.row && again.best == best.best && again.mean == best.mean, "best: the same bits");
+        }
+      for (double temperature : {0.1, 4.0}) {
+        const bool uniform = temperature > 1;
+        const auto softmax = p.softmax(p.view, temperature, uniform, 1);
+        check(p.is_softmax(softmax, temperature, uniform), "softmax, d = " + std::to_string(d));
+        for (const Rows& pool : {p.view, in_file}) {
+          const auto again = p.softmax(pool, temperature, uniform, 3);
+          check(again.log_partition == softmax.log_partition && again.expected == softmax.expected && again.mean == softmax.mean &&
+                    again.probability == softmax.probability,
+                "softmax: the same bits");
+        }
+      }
+    }
+  for (int64_t n : {1, 3, 8, 13}) {
+    std::vector<double> x(static_cast<size_t>(n)), e(x);
+    for (double& v : x) v = below(9) ? -std::exp(3 * normal()) : 0.0;
+    x[0] = -std::numeric_limits<double>::infinity();
+    e = x;
+    kernels().exponentials(e.data(), n);
+    bool ok = e[0] == 0;
+    for (size_t q = 1; q < e.size(); ++q) ok = ok && std::fabs(e[q] - std::exp(x[q])) <= 4e-16 * std::exp(x[q]) + 1e-323;
+    check(ok, "exponentials");
+  }
+  const Prompts p({3, 2000, 2}, 2, Storage::f64);
+  for (int64_t from : {1, 900}) {
+    std::vector<double> rows = p.stored.values;
+    for (size_t k = static_cast<size_t>(2 * from); k < rows.size(); ++k) rows[k] = k % 2 ? 1e300 : 1.0;
+    Rows view = p.view;
+    view.rows = rows.data();
+    Prompts large = p;
+    large.reward = {1.0, 1e10};
+    std::string message;
+    try {
+      large.softmax(view, 1.0, true, 3);
+    } catch (const std::overflow_error& error) {
+      message = error.what();
+    }
+    check(message == "the reward of completion " + std::to_string(from) + " is not finite", message);
+  }
+}
+
 // The definition: every admissible pair anew at every pick, leverage by a fresh factor.
 void row_files() {
   current = "row_file";
@@ -1063,6 +1248,7 @@ int main() {
   teachers();
   category_bounds();
   row_files();
+  prompts();
   selection();
   threads();
   std::printf("%d passed, %d failed\n", passed, failed);
