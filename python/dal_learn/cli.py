@@ -1114,6 +1114,13 @@ def _check_width(path: Path, d: int, c: Conversations) -> None:
     "--max-body", type=click.IntRange(1), default=2**24, show_default=True, help="Largest request, in bytes."
 )
 @click.option(
+    "--reproducible/--batch-encoder",
+    default=True,
+    show_default=True,
+    help="A text's reward has the same bits whatever it is batched with; or Hugging Face models take many "
+    "texts at once, which is faster and changes last bits.",
+)
+@click.option(
     "--deadline",
     type=float,
     default=60.0,
@@ -1143,7 +1150,7 @@ def serve_command(reward_file: Path, write_to: Path | None, force: bool, as_json
     from .integrations import openrlhf_reward, scorer, server  # seldom needed
 
     options = {"radius": given["radius"], "kind": given["kind"], "text": given["encoded_text"]}
-    options |= {name: given[name] for name in ("max_batch", "deadline")}
+    options |= {name: given[name] for name in ("max_batch", "deadline", "reproducible")}
     face = {name: given[name] for name in ("unscorable", "prompt_prefix", "prompt_suffix")}
     if write_to is not None:
         if write_to.exists() and not force:

@@ -356,6 +356,26 @@ def test_a_deadline_and_a_bug_of_ours_are_errors_too(monkeypatch, caplog):
     assert "a request failed" in caplog.text
 
 
+def test_what_is_being_answered_at_the_end_is_answered():
+    inside = threading.Event()
+
+    class Slow(HashingEncoder):
+        def encode(self, texts, progress=None):
+            inside.set()
+            time.sleep(0.5)
+            return super().encode(texts, progress)
+
+    scorer = RewardScorer(made_reward(), Slow(D))
+    with ThreadPoolExecutor(1) as pool:
+        with running(RewardApp(OpenRLHFReward(scorer))) as port:
+            call = pool.submit(ask, port, good())
+            assert inside.wait(30)
+        status, answer = call.result(30)
+    assert status == 200 and len(answer["rewards"]) == len(WORDS)
+    with pytest.raises(ConnectionRefusedError):
+        ask(port, good())
+
+
 def test_arguments_are_checked(app):
     with pytest.raises(ValueError, match="expected an OpenRLHFReward"):
         RewardApp(None)
@@ -422,7 +442,7 @@ def test_dal_serve_until_it_is_stopped(reward_file, stop):
 def test_dal_serve_writes_a_file_for_openrlhf(reward_file, tmp_path, capsys):
     path = tmp_path / "reward.py"
     command = ["serve", "--reward", reward_file, "--encoder", f"hashing:{D}", "--write-openrlhf", path]
-    assert run(*command, "--unscorable", "-1", "--radius", "0") == 0
+    assert run(*command, "--unscorable", "-1", "--radius", "0", "--batch-encoder") == 0
     assert "--reward.remote_url" in capsys.readouterr().out
     names = {}
     exec(compile(path.read_text(), "reward.py", "exec"), names)

@@ -424,6 +424,8 @@ def test_verl_failures_are_raised(reward_file, name):
         call(solution_str="", unscorable=float("nan"), **fixed)
     with pytest.raises(ValueError, match="kind is 'bound'"):
         call(solution_str="yes", kind="bound", **fixed)
-    wider = call(solution_str="yes", radius=2.0, **fixed)
+    with pytest.raises(ValueError, match="max_batch is 0"):
+        call(solution_str="yes", scorer_options={"max_batch": 0}, **fixed)
+    wider = call(solution_str="yes", radius=2.0, scorer_options={"reproducible": False}, **fixed)
     plain = call(solution_str="yes", kind="mean", **fixed)
     assert wider["score"] == plain["dal_mean"] - 2.0 * plain["dal_standard_deviation"]

@@ -36,6 +36,7 @@ def compute_score(
     prompt_key: str = "prompt",
     unscorable: float | None = None,
     deadline: float | None = None,
+    scorer_options: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> dict[str, float]:
     """The reward of one completion.
@@ -51,6 +52,8 @@ def compute_score(
     prompt_key : str, default "prompt"
     unscorable : float, optional
         The reward of an empty completion; without it one raises.
+    scorer_options : mapping, optional
+        More options of `RewardScorer`, such as {"reproducible": False}.
     data_source, ground_truth, **others
         Passed over.
 
@@ -68,7 +71,8 @@ def compute_score(
         The deadline passed.
     """
     start = time.perf_counter()
-    scorer = _scorer(reward, encoder, kind=kind, radius=radius, text=text, deadline=deadline)
+    options = {"kind": kind, "radius": radius, "text": text, "deadline": deadline, **(scorer_options or {})}
+    scorer = _scorer(reward, encoder, options)
     if unscorable is not None and text_of(solution_str) is None:
         return _answer(None, unscorable, start)
     found = scorer.queued([_prompt(scorer, extra_info, prompt_key)], [solution_str])[0]
@@ -89,18 +93,20 @@ async def compute_score_async(
     prompt_key: str = "prompt",
     unscorable: float | None = None,
     deadline: float | None = None,
+    scorer_options: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> dict[str, float]:
     """`compute_score` as a coroutine; the same arguments, answer and errors."""
     start = time.perf_counter()
-    scorer = _scorer(reward, encoder, kind=kind, radius=radius, text=text, deadline=deadline)
+    options = {"kind": kind, "radius": radius, "text": text, "deadline": deadline, **(scorer_options or {})}
+    scorer = _scorer(reward, encoder, options)
     if unscorable is not None and text_of(solution_str) is None:
         return _answer(None, unscorable, start)
     found = (await scorer.queued_async([_prompt(scorer, extra_info, prompt_key)], [solution_str]))[0]
     return _answer(found, found.reward, start)
 
 
-def _scorer(reward: str | None, encoder: str | None, **options: Any) -> RewardScorer:
+def _scorer(reward: str | None, encoder: str | None, options: Mapping[str, Any]) -> RewardScorer:
     for name, given in (("reward", reward), ("encoder", encoder)):
         if not isinstance(given, str):
             raise ValueError(f"{name} is {given!r}; expected it in reward_kwargs of custom_reward_function")
