@@ -322,6 +322,22 @@ def test_a_broken_thread_or_interpreter_exit_leaves_nobody_waiting(monkeypatch):
         with pytest.raises(SystemExit, match="out of here"):
             scorer.reward("?", "yes")
 
+    scorer = made(window=0.1)
+    broken = iter([MemoryError("no room for a batch")])
+
+    def out_of_memory(batch):
+        for error in broken:
+            raise error
+        RewardScorer._answer(scorer, batch)
+
+    monkeypatch.setattr(scorer, "_answer", out_of_memory)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(scorer.reward, "?", words) for words in WORDS[:4]]
+        errors = [call.exception(30) for call in calls]
+    assert any(isinstance(error, MemoryError) for error in errors)
+    assert all(error is None or isinstance(error, MemoryError) for error in errors)
+    assert scorer.reward("?", "yes") == scorer.rewards(["?"], ["yes"])[0]
+
     def refused(self):
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
@@ -350,6 +366,7 @@ def test_deadlines():
         asyncio.run(slow.reward_async("?", "no", deadline=0.02))
     with pytest.raises(TimeoutError, match="the deadline passed"):
         slow.rewards(["?"] * 9, WORDS[:1] * 8 + ["other"], deadline=0.05)
+    assert slow.reward("?", "still there") == slow.rewards(["?"], ["still there"])[0]
     patient = made(Watched(seconds=0.01), deadline=20.0)
     assert patient.reward("?", "yes") == patient.rewards(["?"], ["yes"])[0]
     for wrong in (-1, math.nan, "1"):

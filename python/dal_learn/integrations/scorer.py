@@ -599,8 +599,16 @@ class RewardScorer:
 
     def _serve(self, waiting: _Waiting) -> None:
         """Answer batch after batch until nobody has come for a while."""
-        while batch := self._next_batch(waiting):
-            self._answer(batch)
+        batch: list[_Request] = []
+        try:
+            while batch := self._next_batch(waiting):
+                self._answer(batch)
+        except BaseException as error:  # out of memory, say: whoever waits must hear of it
+            with waiting.changed:
+                batch += waiting.requests
+                waiting.requests.clear()
+                waiting.rows, waiting.thread = 0, None
+            _hand_out([(request, error) for request in batch if not request.answer.done()])
 
     def _next_batch(self, waiting: _Waiting) -> list[_Request]:
         with waiting.changed:
