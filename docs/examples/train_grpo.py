@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as FastTokenizer
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+try:
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import PreTrainedTokenizerFast as FastTokenizer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+except ImportError as error:
+    raise SystemExit(f"training needs the extra trl: pip install 'dal-native[trl]' ({error})") from None
 
 import dal_learn as dl
 from dal_learn.encoders import HashingEncoder, feature_fingerprint
@@ -48,6 +52,7 @@ class Options:
     least_tokens: int = 4  # at least: a model with random weights may end at once
     learning_rate: float = 1e-2
     temperature: float = 1.0
+    beta: float = 0.0  # weight of the divergence from the model as it was
     seed: int = 0
     samples: int = 256  # completions to compare before and after
 
@@ -86,13 +91,13 @@ def train(
         learning_rate=options.learning_rate,
         temperature=options.temperature,
         lr_scheduler_type="constant",
-        beta=0.0,
+        beta=options.beta,
         seed=options.seed,
         logging_steps=max(1, options.steps // 4),
         save_strategy="no",
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
+        bf16=torch.cuda.is_available(),
         disable_tqdm=True,
     )
     trainer = trainer_class(
@@ -247,22 +252,27 @@ def tiny(options: Options) -> dict[str, tuple[Summary, Summary]]:
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
+    """Of a file of JSON lines."""
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()]
     if not rows or not all(isinstance(row, dict) and isinstance(row.get("prompt"), str) for row in rows):
-        raise SystemExit(f'{path}: expected one JSON object a line, each with a text "prompt"')
+        raise ValueError(f'{path}: expected one JSON object a line, each with a text "prompt"')
     return rows
 
 
 def own(arguments: argparse.Namespace, options: Options) -> None:
+    output = Path(arguments.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists; expected --output to be a new or an empty folder")
+    rows = read_prompts(arguments.data)
+    scorer = RewardScorer.load(
+        arguments.reward, arguments.encoder, radius=arguments.radius, kind=arguments.kind
+    )
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, use_safetensors=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    scorer = RewardScorer.load(
-        arguments.reward, arguments.encoder, radius=arguments.radius, kind=arguments.kind
-    )
-    run(model, tokenizer, read_prompts(arguments.data), scorer, options, arguments.output)
+    run(model, tokenizer, rows, scorer, options, arguments.output)
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     print(f"written: {arguments.output}")
@@ -285,7 +295,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--generations", type=int, default=defaults.generations, help="completions a prompt")
     parser.add_argument("--tokens", type=int, help="most new tokens: 12 for the tiny model, else 256")
     parser.add_argument("--learning-rate", type=float, help="1e-2 for the tiny model, else 1e-6")
-    parser.add_argument("--temperature", type=float, default=defaults.temperature)
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="of sampling")
+    parser.add_argument(
+        "--beta",
+        type=float,
+        default=defaults.beta,
+        help="weight of the divergence from the model as it was; with least_favourable, its temperature",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--samples", type=int, default=defaults.samples, help="drawn before and after")
     parser.add_argument("--output", default="trained", help="folder for the trained model")
@@ -302,13 +318,17 @@ def main(argv: list[str] | None = None) -> None:
         least_tokens=defaults.least_tokens if is_tiny else 1,
         learning_rate=arguments.learning_rate or (defaults.learning_rate if is_tiny else 1e-6),
         temperature=arguments.temperature,
+        beta=arguments.beta,
         seed=arguments.seed,
         samples=arguments.samples,
     )
     if is_tiny:
         tiny(options)
-    else:
+        return
+    try:
         own(arguments, options)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

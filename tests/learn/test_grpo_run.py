@@ -40,7 +40,8 @@ def example():
 
 @pytest.fixture(autouse=True)
 def one_thread_and_no_network(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for what is started from here
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -177,7 +178,7 @@ def test_the_script_with_a_model_of_ones_own(example, problem, tmp_path, capsys)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
 
 
-def test_the_script_says_what_is_missing(example, tmp_path, capsys):
+def test_the_script_says_what_is_wrong(example, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         example.main(["--model", "x"])
     assert stopped.value.code == 2
@@ -185,6 +186,23 @@ def test_the_script_says_what_is_missing(example, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         example.main(["--help"])
     assert stopped.value.code == 0
-    (tmp_path / "wrong.jsonl").write_text('{"question": "?"}\n')
-    with pytest.raises(SystemExit, match='expected one JSON object a line, each with a text "prompt"'):
+    with pytest.raises(ValueError, match='expected one JSON object a line, each with a text "prompt"'):
+        (tmp_path / "wrong.jsonl").write_text('{"question": "?"}\n')
         example.read_prompts(os.fspath(tmp_path / "wrong.jsonl"))
+    full = ["--model", "x", "--data", "y", "--reward", "z", "--output", os.fspath(tmp_path)]
+    with pytest.raises(SystemExit, match=r"error: .* expected --output to be a new or an empty folder"):
+        example.main(full)
+    with pytest.raises(SystemExit, match=r"error: "):
+        example.main([*full[:-1], os.fspath(tmp_path / "new")])
+
+
+def test_the_script_names_the_extra(run_python):
+    script = f"""
+        import runpy, sys
+        sys.modules["torch"] = None
+        try:
+            runpy.run_path({os.fspath(SCRIPT)!r}, run_name="__main__")
+        except SystemExit as stopped:
+            print(stopped)
+    """
+    assert "training needs the extra trl: pip install 'dal-native[trl]'" in run_python(script)

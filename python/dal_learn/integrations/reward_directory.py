@@ -88,9 +88,11 @@ def save_reward_model_directory(
     else.
 
     Logits are phi' theta and not (phi - nu)' theta: the same up to a constant, which comparisons, and
-    advantages within a prompt, do not see. The folder scores the text that it is given, from the first token
-    to the last; a reward fitted on responses alone wants responses alone, and texts beyond the encoder's
-    limit, where that cuts, are not what it was fitted on.
+    advantages within a prompt, do not see. The folder scores the tokens that it is given, from the first to
+    the last; the features of the fit came from the text form that the reward names, split by the tokenizer
+    with the special tokens that it adds, and cut at the encoder's limit. TRL, given the folder, scores prompt
+    and completion run together, without special tokens and uncut: where that is something else, use
+    `dal_learn.integrations.trl_reward`, which scores what was fitted.
 
     Examples
     --------
