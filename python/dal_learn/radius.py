@@ -45,7 +45,7 @@ KINDS = ("ellipsoid", "policy", "sample")
 METHODS = ("one_step", "refit")
 
 #: Groups whose scores are kept apart in a bootstrap; beyond so many, some share their weights.
-_MOST_GROUPS = 2**16
+_MOST_GROUPS = 2**15
 #: Weights drawn at a time.
 _BLOCK_WEIGHTS = 2**22
 _MOST_FOLDS = 1000
@@ -365,7 +365,7 @@ def bootstrap_radius(
     -----
     The weights have variance 1, so that for many groups the draws have the covariance of the sandwich. Scores
     at the estimate are smaller than at the truth: distances are multiplied by sqrt(G / (G - k)), G groups, k
-    = d - ridge tr Cov(theta) directions determined by the labels. Beyond 65,536 groups some share weights.
+    = d - ridge tr Cov(theta) directions determined by the labels. Beyond 32,768 groups some share weights.
     Asymptotic in the number of groups: ten teachers tell little about teachers.
 
     Examples
@@ -390,7 +390,7 @@ def bootstrap_radius(
     asked = _labels(model)
     group = _groups(asked, groups)
     with single_threaded_blas():
-        size = min(int(group.max()) + 1, _MOST_GROUPS)
+        size = int(group.max()) + 1
         determined = d - model.ridge_ * float(np.trace(model.coef_covariance()))
         if size <= determined:
             raise ValueError(
@@ -398,10 +398,8 @@ def bootstrap_radius(
                 "expected more"
             )
         rng = np.random.Generator(np.random.Philox(seed))
-        if method == "one_step":
-            moved = _one_step(model, group % _MOST_GROUPS, size, n_boot, rng)
-        else:
-            moved = _refits(model, asked, group % _MOST_GROUPS, size, n_boot, rng)
+        weighted = group % _MOST_GROUPS, min(size, _MOST_GROUPS), n_boot, rng
+        moved = _one_step(model, *weighted) if method == "one_step" else _refits(model, asked, *weighted)
         far = _distances(moved, v, scipy.linalg.cholesky(model.information_, lower=True))
     nominal = _quantile(d, *level)
     far *= np.sqrt(size / (size - determined))
@@ -444,9 +442,9 @@ def _one_step(
     """sum over groups of (w_g - 1) times the group's pull on theta, (n_boot, d)."""
     pull, start = np.zeros((size, model.n_features_in_)), 0
     for rows in model._effects(model._joint()):
-        here = group[start : start + len(rows)]
-        pick = scipy.sparse.csr_array((np.ones(len(here)), (here, np.arange(len(here)))), (size, len(here)))
-        pull += pick @ rows
+        here, which = np.unique(group[start : start + len(rows)], return_inverse=True)
+        entries = (np.ones(len(rows)), (which.reshape(-1), np.arange(len(rows))))
+        pull[here] += scipy.sparse.csr_array(entries, (len(here), len(rows))) @ rows
         start += len(rows)
     moved = np.empty((n_boot, pull.shape[1]))
     step = max(1, _BLOCK_WEIGHTS // size)
