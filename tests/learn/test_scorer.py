@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -369,6 +369,8 @@ def test_deadlines():
     assert slow.reward("?", "still there") == slow.rewards(["?"], ["still there"])[0]
     patient = made(Watched(seconds=0.01), deadline=20.0)
     assert patient.reward("?", "yes") == patient.rewards(["?"], ["yes"])[0]
+    for long in (1e10, 1e300):
+        assert patient.reward("?", "yes", deadline=long) == patient.rewards(["?"], ["yes"], deadline=long)[0]
     for wrong in (-1, math.nan, "1"):
         with pytest.raises(ValueError, match="deadline is"):
             patient.rewards(["?"], ["yes"], deadline=wrong)
@@ -386,6 +388,16 @@ def test_a_caller_who_gave_up_is_not_encoded():
     first.join()
     scorer.reward("?", "last")
     assert [batch[0] for batch in encoder.batches] == ["first", "last"]
+
+
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError, CancelledError])
+def test_an_error_that_no_future_carries_reaches_coroutines_too(error):
+    class Ended(Watched):
+        def encode(self, texts, progress=None):
+            raise error
+
+    with pytest.raises(RuntimeError, match=f"the encoder raised {error.__name__}"):
+        asyncio.run(made(Ended()).reward_async("?", "yes", deadline=20.0))
 
 
 def test_an_error_of_time_from_the_encoder_is_handed_on_as_it_is():

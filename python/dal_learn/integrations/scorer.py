@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -260,7 +260,7 @@ class RewardScorer:
             raise ValueError(f"window is {self.window:g}; expected at most {_LONGEST_WINDOW:g} seconds")
         self.max_batch = _validate.whole(max_batch, "max_batch", 1)
         self.cache_bytes = _validate.whole(cache_bytes, "cache_bytes", 0)
-        self.deadline = None if deadline is None else _validate.number(deadline, "deadline", 0.0)
+        self.deadline = None if deadline is None else _seconds(deadline)
         self.reproducible = bool(reproducible)
         self._usable = True
         self._start()
@@ -553,7 +553,7 @@ class RewardScorer:
             self._cache.popitem(last=False)
 
     def _limit(self, deadline: float | None) -> float | None:
-        return self.deadline if deadline is None else _validate.number(deadline, "deadline", 0.0)
+        return self.deadline if deadline is None else _seconds(deadline)
 
     def _until(self, deadline: float | None) -> float | None:
         limit = self._limit(deadline)
@@ -655,6 +655,9 @@ class RewardScorer:
         answer: _Answer
         try:
             answer = self._estimates_or_count(request.inputs, None)
+        except _NOT_THROUGH_A_FUTURE as error:
+            answer = RuntimeError(f"the encoder raised {type(error).__name__}")
+            answer.__cause__ = error
         except BaseException as error:  # whatever it is, the caller must hear of it
             answer = error
         _hand_out([(request, answer)])
@@ -674,6 +677,8 @@ _COUNTS = (
     "seconds_waiting",
 )
 _LONGEST_WINDOW = 60.0
+#: A coroutine that awaits one of these waits for ever, or takes it for its own end.
+_NOT_THROUGH_A_FUTURE = (StopIteration, CancelledError, asyncio.CancelledError)
 #: Memory of a vector in the cache beside its numbers.
 _ENTRY_BYTES = 300
 
@@ -710,6 +715,10 @@ def _text_form(reward: PessimisticReward, encoder: Encoder, text: str | None) ->
 def _key(words: str) -> bytes:
     """Of what `embed` hands to the encoder."""
     return hashlib.sha256(words[:MAX_CHARACTERS].encode("utf-8", "surrogatepass")).digest()
+
+
+def _seconds(deadline: Any) -> float:
+    return min(_validate.number(deadline, "deadline", 0.0), threading.TIMEOUT_MAX)
 
 
 def _look_at_the_clock(until: float | None) -> None:
