@@ -162,6 +162,20 @@ def test_other_architectures_with_such_a_head(base, tmp_path):
     )
 
 
+def test_a_base_model_stored_in_bfloat16_is_scored_in_float32(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    write_tokenizer(base)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(llama()).to(torch.bfloat16).save_pretrained(base)
+    encoder = get_encoder(base)
+    reward = a_reward(encoder)
+    made = save_reward_model_directory(tmp_path / "out", encoder, reward)
+    np.testing.assert_allclose(
+        logits(made, TEXTS, "right"), encoder.encode(TEXTS) @ reward.coef, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_another_tokenizer_that_splits_alike(encoder, base, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

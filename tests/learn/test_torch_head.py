@@ -138,6 +138,19 @@ def test_gradients_are_those_of_the_definition():
     assert torch.autograd.gradgradcheck(head, (hidden,))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_never_passes_for_a_bound(bad):
+    theta, M, nu = problem(4)
+    hidden = stored(4, 3)
+    clean = PessimisticRewardHead(theta, M, RADIUS, nu)(hidden)
+    hidden[1, 2] = bad
+    bound = PessimisticRewardHead(theta, M, RADIUS, nu)(hidden)
+    assert torch.equal(bound[[0, 2]], clean[[0, 2]])
+    for radius in (RADIUS, 0.0):
+        bad_bound = PessimisticRewardHead(theta, M, radius, nu)(hidden)[1]
+        assert bad_bound.isnan() or bad_bound == -float("inf")
+
+
 def test_at_the_reference_the_gradient_is_a_subgradient_and_never_nan():
     """At the kink s has every |g|_M <= 1 as a subgradient: 0 is one, so the lower bound's is theta."""
     theta, M, nu = problem(6)

@@ -92,7 +92,8 @@ def save_reward_model_directory(
     the last; the features of the fit came from the text form that the reward names, split by the tokenizer
     with the special tokens that it adds, and cut at the encoder's limit. TRL, given the folder, scores prompt
     and completion run together, without special tokens and uncut: where that is something else, use
-    `dal_learn.integrations.trl_reward`, which scores what was fitted.
+    `dal_learn.integrations.trl_reward`, which scores what was fitted. While the folder is compared with the
+    encoder the model is in memory twice.
 
     Examples
     --------

@@ -99,8 +99,11 @@ class PessimisticRewardHead(nn.Module):
     nothing cancels later. On CUDA this asks for products not cut to TF32, which is torch's default.
 
     Differentiable in the features. At phi = nu, where the norm has a kink, the gradient of s is 0: one of
-    its subgradients. NaN and infinity in the hidden states come out as NaN; looking for them would make
-    the host wait for the device.
+    its subgradients. NaN or infinity in a hidden state makes its bound NaN or minus infinity, never a number;
+    looking for them would make the host wait for the device.
+
+    Of a padded batch of sequences take the state of the last token, as the encoder with ``pooling="last"``
+    does: ``head(states[torch.arange(k), mask.sum(dim=1) - 1])``.
 
     Examples
     --------
@@ -228,9 +231,7 @@ class PessimisticRewardHead(nn.Module):
         >>> float(PessimisticRewardHead([1.0], [[4.0]], 1.0).mean(torch.tensor([2.0])))
         2.0
         """
-        difference = self._difference(hidden)
-        with _full_precision(difference):
-            return difference @ self.score.weight[0]
+        return self._mean(self._difference(hidden))
 
     def standard_deviation(self, hidden: Tensor) -> Tensor:
         """Standard deviations of the rewards, (...): see `estimates`.
@@ -240,17 +241,7 @@ class PessimisticRewardHead(nn.Module):
         >>> float(PessimisticRewardHead([1.0], [[4.0]], 1.0).standard_deviation(torch.tensor([2.0])))
         1.0
         """
-        difference = self._difference(hidden)
-        with _full_precision(difference):
-            # rows: z' L' = (phi - nu)'
-            rows = difference.reshape(-1, self.d)
-            z = torch.linalg.solve_triangular(self.factor.mT, rows, upper=True, left=False)
-            square = z.square().sum(-1)
-            # at the kink a constant takes the root's place, and the gradient is 0 instead of 0 / 0
-            at_reference = square == 0
-            root = torch.where(at_reference, torch.ones_like(square), square).sqrt()
-            length = torch.where(at_reference, torch.zeros_like(square), root)
-            return length.reshape(difference.shape[:-1])
+        return self._deviation(self._difference(hidden))
 
     def estimates(self, hidden: Tensor) -> HeadEstimates:
         """Mean, standard deviation and lower bound from one pass.
@@ -275,7 +266,8 @@ class PessimisticRewardHead(nn.Module):
         >>> PessimisticRewardHead([1.0], [[4.0]], 1.0).estimates(torch.tensor([2.0])).mean
         tensor(2.)
         """
-        mean, standard_deviation = self.mean(hidden), self.standard_deviation(hidden)
+        difference = self._difference(hidden)
+        mean, standard_deviation = self._mean(difference), self._deviation(difference)
         return HeadEstimates(mean, standard_deviation, mean - self.radius * standard_deviation)
 
     def _difference(self, hidden: Tensor) -> Tensor:
@@ -286,6 +278,22 @@ class PessimisticRewardHead(nn.Module):
         if not hidden.is_floating_point():
             raise ValueError(f"hidden has dtype {hidden.dtype}; expected a floating dtype")
         return hidden.to(self.factor.dtype) - self.reference
+
+    def _mean(self, difference: Tensor) -> Tensor:
+        with _full_precision(difference):
+            return difference @ self.score.weight[0]
+
+    def _deviation(self, difference: Tensor) -> Tensor:
+        with _full_precision(difference):
+            # rows: z' L' = (phi - nu)'
+            rows = difference.reshape(-1, self.d)
+            z = torch.linalg.solve_triangular(self.factor.mT, rows, upper=True, left=False)
+            square = z.square().sum(-1)
+            # at the kink a constant takes the root's place, and the gradient is 0 instead of 0 / 0
+            at_reference = square == 0
+            root = torch.where(at_reference, torch.ones_like(square), square).sqrt()
+            length = torch.where(at_reference, torch.zeros_like(square), root)
+            return length.reshape(difference.shape[:-1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def moved(tensor: Tensor) -> Tensor:
