@@ -300,6 +300,24 @@ def test_the_state_travels_inside_a_models_checkpoint():
         small.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"factor": torch.eye(2, dtype=torch.bfloat16)}, "factor has dtype torch.bfloat16"),
+        ({"factor": torch.eye(2, dtype=torch.int64)}, "factor has dtype torch.int64"),
+        ({"fingerprint": torch.ones(3)}, "fingerprint is not a row of bytes"),
+        ({"fingerprint": torch.ones(2, 2, dtype=torch.uint8)}, "fingerprint is not a row of bytes"),
+    ],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_rounded_and_damaged_states_are_refused_before_anything_is_written(changes, words, assign):
+    head = PessimisticRewardHead([1.0, 2.0], np.eye(2), 1.0)
+    other = PessimisticRewardHead([3.0, 4.0], np.eye(2), 2.0).state_dict()
+    with pytest.raises(ValueError, match=words):
+        head.load_state_dict({**other, **changes}, assign=assign)
+    assert head.score.weight.tolist() == [[1.0, 2.0]] and float(head.radius) == 1.0
+
+
 def spoiled(change):
     """A head's file with its tensors changed."""
     from safetensors.torch import save
@@ -322,7 +340,9 @@ def spoiled(change):
         (spoiled(lambda s: s.update(reference=torch.tensor([1.0, float("nan")]))), "reference holds NaN"),
         (spoiled(lambda s: s.update(radius=torch.tensor(-1.0))), "out of range"),
         (spoiled(lambda s: s.update(factor=-torch.eye(2))), "out of range"),
+        (spoiled(lambda s: s.update(factor=torch.ones(2, 2))), "out of range"),
         (spoiled(lambda s: s.update(fingerprint=torch.ones(3))), "row of bytes"),
+        (spoiled(lambda s: s.update(fingerprint=torch.zeros(5000, dtype=torch.uint8))), "row of bytes"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, raw, words):

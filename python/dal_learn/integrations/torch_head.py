@@ -29,6 +29,8 @@ _LARGEST = 2**30 + 2**20
 _WORKING = (torch.float32, torch.float64)
 #: Tensors of a head, and how many axes each has.
 _AXES = {"score.weight": 2, "factor": 2, "radius": 0, "reference": 1, "fingerprint": 1}
+#: Bytes of a fingerprint.
+_LONGEST_NAME = 4096
 
 
 class HeadEstimates(NamedTuple):
@@ -96,7 +98,8 @@ class PessimisticRewardHead(nn.Module):
     With u the unit roundoff (2^-24 in float32), and |.| entry by entry, the standard deviation s = |z| is
     within about u (|w| + (d + 2) s) of exact, w = |L^-1| ((d + 1) |L| |z| + |nu| + |phi - nu|), and the mean
     within u (|nu| + (d + 2) |phi - nu|)' |theta|. The difference is taken before it is whitened, so that
-    nothing cancels later. On CUDA this asks for products not cut to TF32, which is torch's default.
+    nothing cancels later. Squares of s that leave the range of the dtype (in float32 s below 1e-19 or above
+    1e19) come out as 0 or infinity. On CUDA this asks for products not cut to TF32, which is torch's default.
 
     Differentiable in the features. At phi = nu, where the norm has a kink, the gradient of s is 0: one of
     its subgradients. NaN or infinity in a hidden state makes its bound NaN or minus infinity, never a number;
@@ -306,15 +309,21 @@ class PessimisticRewardHead(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
     ) -> None:
-        """Refuse another encoder's state, or another size, before anything is written."""
+        """Refuse another encoder's state, another size or a rounded one, before anything is written."""
         state = {name: state_dict[prefix + name] for name in _AXES if prefix + name in state_dict}
         own = {"score.weight": self.score.weight, **dict(self.named_buffers(recurse=False))}
         for name, tensor in state.items():
-            if name != "fingerprint" and tensor.shape != own[name].shape:
+            if name == "fingerprint":
+                continue
+            if tensor.shape != own[name].shape:
                 raise ValueError(
                     f"{prefix}{name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}"
                 )
+            if tensor.dtype not in _WORKING:
+                raise ValueError(f"{prefix}{name} has dtype {tensor.dtype}; expected float32 or float64")
         if "fingerprint" in state:
+            if not _is_name(state["fingerprint"]):
+                raise ValueError(f"{prefix}fingerprint is not a row of bytes of an encoder's name")
             _check_encoder(_as_text(state["fingerprint"]), self.encoder)
             self.fingerprint = torch.empty_like(state["fingerprint"], device=self.fingerprint.device)
         super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
@@ -399,6 +408,11 @@ def _as_bytes(encoder: str | None) -> Tensor:
     return torch.tensor(list((encoder or "").encode()), dtype=torch.uint8)
 
 
+def _is_name(fingerprint: Tensor) -> bool:
+    row = fingerprint.dtype == torch.uint8 and fingerprint.ndim == 1
+    return row and fingerprint.numel() <= _LONGEST_NAME
+
+
 def _as_text(fingerprint: Tensor) -> str | None:
     return bytes(fingerprint.tolist()).decode("utf-8", "replace") or None
 
@@ -436,8 +450,12 @@ def _read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             )
         if not torch.isfinite(tensor).all():
             raise FileFormatError(path, None, f"{name} holds NaN or infinity")
-    if state["fingerprint"].dtype != torch.uint8 or state["fingerprint"].ndim != 1:
+    if not _is_name(state["fingerprint"]):
         raise FileFormatError(path, None, "the encoder's fingerprint is not a row of bytes")
-    if not (state["factor"].diagonal() > 0).all() or not state["radius"] >= 0:
+    if (
+        not (state["factor"].diagonal() > 0).all()
+        or state["factor"].triu(1).any()
+        or not state["radius"] >= 0
+    ):
         raise FileFormatError(path, None, "factor or radius is out of range")
     return state
