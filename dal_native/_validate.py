@@ -58,8 +58,12 @@ def home(values: object) -> str | None:
         return "torch"
     if isinstance(values, (np.ndarray, np.generic)) or not hasattr(values, "__array_namespace__"):
         return None
-    name = getattr(values.__array_namespace__(), "__name__", None)
-    return name if name in sys.modules and hasattr(sys.modules[name], "from_dlpack") else None
+    try:
+        name = getattr(values.__array_namespace__(), "__name__", "numpy")
+    except Exception:  # whatever is wrong with it, `array` will say so
+        return None
+    known = name != "numpy" and name in sys.modules and hasattr(sys.modules[name], "from_dlpack")
+    return name if known else None
 
 
 def like_input(result: NDArray[Any], module: str | None) -> Any:

@@ -375,6 +375,15 @@ def test_a_library_that_cannot_hold_the_numbers_gets_numpy(trouble, monkeypatch)
     assert result.dtype == np.float64
 
 
+@pytest.mark.parametrize("namespace", [lambda: np, lambda: 1 / 0, lambda: types.ModuleType("unheard_of")])
+def test_without_a_namespace_of_its_own_results_are_numpy(namespace):
+    class Array(Producer):
+        def __array_namespace__(self):
+            return namespace()
+
+    assert isinstance(dn.margin(Array(X), np.ones(3)), np.ndarray)
+
+
 def test_a_pool_in_numpy_shares_its_rows():
     torch = pytest.importorskip("torch")
     pool = dn.Pool(torch.tensor(X))
