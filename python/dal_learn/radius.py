@@ -485,9 +485,9 @@ def calibrated_radius(
 ) -> Radius:
     r"""The nominal radius, times how much larger errors on held-out labels are than the model claims.
 
-    The model is fitted again without each fold of the labels. At that fit the held-out labels have a score
-    g_k and an information I_k; with M_-k the information of the fit, the model claims that g_k has mean 0 and
-    covariance V_k = I_k + I_k M_-k^-1 I_k: noise of the held-out labels, and error of the fit. So
+    The model is fitted again without each fold of the labels, and the held-out labels have a score g_k there.
+    With I_k their share of the information M of the whole fit, the model claims that g_k has mean 0 and
+    covariance V_k = I_k + I_k (M - I_k)^-1 I_k: noise of the held-out labels, and error of the fit. So
 
         c^2 = sum_k g_k' M^-1 g_k / sum_k tr(M^-1 V_k)
 
@@ -553,20 +553,21 @@ def calibrated_radius(
     fold = balanced_folds(group, folds, seed)
     with single_threaded_blas():
         lower = scipy.linalg.cholesky(model.information_, lower=True)
+        most = 1.0 - model.ridge_ / float(np.linalg.norm(model.information_, 2))
         seen = claimed = squares = 0.0
         early = 0
         for k in range(int(fold.max()) + 1):
             train, test = (asked.some(np.flatnonzero(mask)) for mask in (fold != k, fold == k))
             again, converged = _fitted_again(model, train)
             early += not converged
-            score, information = again._held_out_score(test)
-            white = scipy.linalg.solve_triangular(lower, score, lower=True)
-            spread = information + information @ np.linalg.solve(again.information_, information)
-            half = scipy.linalg.solve_triangular(lower, spread, lower=True)
-            claim = scipy.linalg.solve_triangular(lower, half.T, lower=True)  # L^-1 V L^-T
+            white = scipy.linalg.solve_triangular(lower, again._held_out_score(test), lower=True)
+            half = scipy.linalg.solve_triangular(lower, model._information_of(test), lower=True)
+            share = np.linalg.eigvalsh(scipy.linalg.solve_triangular(lower, half.T, lower=True))
+            share = np.clip(share, 0.0, most)
+            claim = share / (1.0 - share)  # eigenvalues of M^-1 V_k
             seen += float(white @ white)
-            claimed += float(np.trace(claim))
-            squares += float(np.sum(claim * claim))
+            claimed += float(claim.sum())
+            squares += float(claim @ claim)
         determined = d - model.ridge_ * float(np.trace(model.coef_covariance()))
     _say_early(early, int(fold.max()) + 1)
     nominal = _quantile(d, *level)

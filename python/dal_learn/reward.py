@@ -696,13 +696,18 @@ class RewardModel:
         none = answers.spread(None, False)
         return answers.evaluate(margin, beta, bias, none, link).likelihood, float(asked.weight.sum())
 
-    def _held_out_score(self, asked: Asked) -> tuple[Floats, Floats]:
-        """Score of other answers along theta, (d,), and what the model says is its covariance, (d, d)."""
+    def _held_out_score(self, asked: Asked) -> Floats:
+        """Score of other answers along theta, (d,)."""
         answers, at = self._at(asked)
         score, d = np.zeros(self.n_features_in_), self.n_features_in_
         for rows in answers.scores(*at, np.eye(d), np.zeros((answers.n_cells + answers.n_biases, d))):
             score += rows.sum(axis=0)
-        return score, answers.gram(answers.information(*at).curvature, False)
+        return score
+
+    def _information_of(self, asked: Asked) -> Floats:
+        """What some answers add to `information_`, (d, d)."""
+        answers, at = self._at(asked)
+        return answers.gram(answers.information(*at).curvature, False)
 
     def _at(self, asked: Asked) -> tuple[Answers, tuple[Floats, Floats, Floats, Link]]:
         """Other answers, and where to evaluate them: margins, rationalities, biases, link."""
