@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -914,7 +915,7 @@ def policy_command(
     **given: Any,
 ) -> None:
     """Choose, for every prompt, the best completion that the labels can vouch for: all prompts jointly."""
-    _refuse_taken(force, out, saved)
+    _refuse_taken(force, reward_file, out, saved)
     read = _completions_of(folder, given)
     model: RewardModel | PessimisticReward
     if form_of(reward_file) == REWARD.name:
@@ -923,8 +924,9 @@ def policy_command(
     else:
         model = PessimisticReward.load(reward_file, encoder=read.encoder)
         _check_width(reward_file, model.d, read.conversations)
-        if given["reward_norm"] is not None:
-            raise ValueError(f"reward_norm is given, but {reward_file} has a radius of its own")
+        for name in ("delta", "reward_norm"):
+            if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise ValueError(f"{name} is given, but {reward_file} has a radius of its own")
     options = ("delta", "radius", "reward_norm", "reference", "temperature")
     with _reads("policy", as_json) as progress:
         found = choices_of(
@@ -990,7 +992,7 @@ def best_of_n_command(
     folder: Path | None, reward_file: Path, out: Path, force: bool, as_json: bool, **given: Any
 ) -> None:
     """Rank the completions of each prompt, one prompt at a time."""
-    _refuse_taken(force, out)
+    _refuse_taken(force, reward_file, out)
     read = _completions_of(folder, given)
     c = read.conversations
     reward = PessimisticReward.load(reward_file, encoder=read.encoder, radius=given["radius"])
@@ -1038,12 +1040,11 @@ def _reads(what: str, quiet: bool) -> Iterator[Callable[[int, float], None]]:
         yield tell
 
 
-def _refuse_taken(force: bool, *files: Path | None) -> None:
-    """Nothing that exists is replaced without --force; nothing is written twice."""
-    named = [path for path in files if path is not None]
-    if len(set(named)) < len(named):
-        raise ValueError(f"{named[0]}: named twice; expected two files")
-    for path in named:
+def _refuse_taken(force: bool, reward_file: Path, out: Path, saved: Path | None = None) -> None:
+    """Nothing that exists is replaced without --force; choices never replace a reward."""
+    if out.resolve() in [path.resolve() for path in (reward_file, saved) if path is not None]:
+        raise ValueError(f"{out}: named twice; expected two files")
+    for path in (out,) if saved is None else (out, saved):
         if path.exists() and not force:
             raise ValueError(f"{path}: exists; use --force to replace it, or another name")
         if not path.parent.is_dir():

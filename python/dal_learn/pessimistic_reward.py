@@ -344,6 +344,8 @@ class PessimisticReward:
         ValueError
             No radius is known.
         """
+        if radius is not None:
+            _radius(radius)  # what is wrong with it is not the file's fault
         if form_of(path) == REWARD.name:
             if radius is None:
                 raise ValueError(

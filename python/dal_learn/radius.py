@@ -385,7 +385,7 @@ def bootstrap_radius(
     method = _validate.one_of(method, "method", METHODS)
     n_boot = _validate.whole(n_boot, "n_boot", 20)
     if n_boot * level[0] < 1.0 - 1e-9:  # the largest draw would stand for a quantile beyond it
-        raise ValueError(f"n_boot is {n_boot} for delta {level[0]:g}; expected at least 1 / delta")
+        raise ValueError(f"delta is {level[0]:g}, too small for {n_boot} draws; expected at least 1 / n_boot")
     seed = _validate.whole(seed, "seed", 0)
     asked = _labels(model)
     group = _groups(asked, groups)

@@ -545,10 +545,15 @@ def test_fit_then_policy(tmp_path):
     assert PessimisticReward.load(saved).least_favourable_reward is not None
     again = json.loads(works("policy", data, "--reward", saved, "--out", out, "--force", "--json"))
     assert again["radius"] == 1.0 and again["delta"] is None
-    normed = refused("policy", data, "--reward", saved, "--out", out, "--force", "--reward-norm", 1)
-    assert "has a radius of its own" in normed
+    for name, number in (("--reward-norm", 1), ("--delta", 0.1)):
+        normed = refused("policy", data, "--reward", saved, "--out", out, "--force", name, number)
+        assert f"{name[2:].replace('-', '_')} is given" in normed and "has a radius of its own" in normed
     twice = refused("policy", data, "--reward", reward, "--out", saved, "--save-reward", saved, "--force")
     assert "named twice" in twice
+    around = tmp_path / "data" / ".." / saved.name
+    twice = refused("policy", data, "--reward", reward, "--out", around, "--save-reward", saved, "--force")
+    assert "named twice" in twice
+    assert "named twice" in refused("best-of-n", data, "--reward", saved, "--out", around, "--force")
     np.save(tmp_path / "wide.npy", np.zeros((2, 7)))
     np.save(tmp_path / "wide.offsets.npy", np.array([0, 2]))
     many = ["--completions", tmp_path / "wide.npy", "--reward", reward, "--out", tmp_path / "p"]

@@ -281,7 +281,7 @@ def test_fits_that_stop_early_are_reported():
         (bootstrap_radius, {"seed": -1}, "seed is -1"),
         (bootstrap_radius, {"groups": np.zeros(60, int)}, "holds 1 groups for 3.[0-9] directions"),
         (bootstrap_radius, {"delta": 0.0}, "delta is 0"),
-        (bootstrap_radius, {"delta": 0.01, "n_boot": 99}, "n_boot is 99 for delta 0.01"),
+        (bootstrap_radius, {"delta": 0.01, "n_boot": 99}, "delta is 0.01, too small for 99 draws"),
         (calibrated_radius, {"folds": 1}, "folds is 1"),
         (calibrated_radius, {"folds": 10**4}, "folds is 10000"),
         (calibrated_radius, {"groups": np.zeros(60, int)}, "groups holds 1 group"),
