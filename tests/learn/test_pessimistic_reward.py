@@ -101,7 +101,7 @@ def test_file_keeps_everything(tmp_path):
     assert path.read_bytes() == first
     other = PessimisticReward.load(path, radius=3.0)
     assert (other.radius, other.assumption) == (3.0, None)
-    with pytest.raises(ValueError, match="^radius is inf"):
+    with pytest.raises(ValueError, match=r"^radius is inf"):
         PessimisticReward.load(path, radius=np.inf)
     assert PessimisticReward.load(path, radius=0.0).radius == 0.0
     phi = np.random.default_rng(4).standard_normal((9, 5))
