@@ -225,7 +225,11 @@ def test_rewards_of_other_features_are_refused(base, encoder, tmp_path):
     refused(ValueError, "pools by 'mean'; expected 'last'", out, mean, a_reward(mean))
     refused(ValueError, words, out, base, a_reward(mean))
     refused(ValueError, "kind is 'lower_bound'", out, encoder, reward, kind="lower_bound")
-    refused(ValueError, "expected a Hugging Face model", out, "hashing:16", reward)
+    refused(
+        ValueError, "base_model is 'hashing:16'; expected a HuggingFaceEncoder", out, "hashing:16", reward
+    )
+    refused(ValueError, "base_model is a LlamaModel", out, encoder.network, reward)
+    refused(ValueError, "reward is a RewardModel; expected a PessimisticReward", out, encoder, RewardModel())
 
 
 def test_an_occupied_place_is_refused(encoder, tmp_path):

@@ -102,7 +102,11 @@ def save_reward_model_directory(
     PosixPath('reward-model')
     """
     transformers = _validate.require("transformers", "hf", "a reward model's folder")
-    encoder = base_model if isinstance(base_model, HuggingFaceEncoder) else _encoder(base_model)
+    if not isinstance(reward, PessimisticReward):
+        raise ValueError(
+            f"reward is a {type(reward).__name__}; expected a PessimisticReward (from_model makes one)"
+        )
+    encoder = _encoder(base_model)
     text = _text_form(reward, encoder)
     theta = _theta(reward, _validate.one_of(kind, "kind", _KINDS))
     facts = {"kind": kind, "encoder": reward.encoder, "text": text}
@@ -119,10 +123,15 @@ def save_reward_model_directory(
     return Path(directory)
 
 
-def _encoder(base_model: str | os.PathLike[str]) -> HuggingFaceEncoder:
-    encoder = get_encoder(base_model)
+def _encoder(base_model: HuggingFaceEncoder | str | os.PathLike[str]) -> HuggingFaceEncoder:
+    given = f"a {type(base_model).__name__}"
+    encoder: object = base_model
+    if isinstance(base_model, str | os.PathLike):
+        given, encoder = repr(os.fspath(base_model)), get_encoder(base_model)
     if not isinstance(encoder, HuggingFaceEncoder):
-        raise ValueError(f"base_model is {os.fspath(base_model)!r}; expected a Hugging Face model")
+        raise ValueError(
+            f"base_model is {given}; expected a HuggingFaceEncoder, or a Hugging Face model's name or folder"
+        )
     return encoder
 
 
