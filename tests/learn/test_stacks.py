@@ -269,6 +269,26 @@ def test_openrlhf_queries_of_another_prompt_are_refused(query, prompt):
         split_query(query, prompt)
 
 
+def test_openrlhf_chances_stay_between_0_and_1_in_float32(scorer):
+    function = OpenRLHFReward(scorer, unscorable=0.0)
+    for far in (-1e308, -800.0, -20.0, 20.0, 800.0, 1e308):
+        function.unscorable = far
+        [chance] = function(["Why?"], ["Why?"], [None])["scores"]
+        assert 0.0 < float(np.float32(chance)) < 1.0 and (chance > 0.5) == (far > 0.0)
+
+
+def test_openrlhf_end_tokens_by_the_thousand():
+    assert split_query("Why? Because. " + "<pad> </s>\n" * 200_000, "Why?") == " Because. "
+
+
+@pytest.mark.parametrize("name", ['three """ quotes.py', "back\\Nslash.py", "line\nbreak.py"])
+def test_openrlhf_files_of_any_name_can_be_imported(tmp_path, reward_file, name):
+    write_reward_function(tmp_path / name, reward_file, f"hashing:{D}")
+    names = {}
+    exec((tmp_path / name).read_text(), names)
+    assert callable(names["reward_func"])
+
+
 def test_openrlhf_overlap_is_that_of_the_definition():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -304,7 +324,12 @@ def test_openrlhf_failures_are_raised_unless_a_reward_for_nothing_is_named(score
     assert got["dal_unscored"] == [1.0, 0.0] and got["dal_standard_deviation"][0] == 0.0
     assert all(0 < float(x) < 1 for x in found["scores"])
     assert len(named(["p"], ["p"], None)["rewards"]) == 1
-    for wrong in ({"unscorable": np.nan}, {"end_tokens": "</s>"}, {"end_tokens": [""]}):
+    for wrong in (
+        {"unscorable": np.nan},
+        {"end_tokens": "</s>"},
+        {"end_tokens": [""]},
+        {"prompt_prefix": None},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             OpenRLHFReward(scorer, **wrong)
     with pytest.raises(ValueError, match="expected a RewardScorer"):

@@ -40,6 +40,8 @@ END_TOKENS = (
     "<|END_OF_TURN_TOKEN|>",
     "<｜end▁of▁sentence｜>",
 )
+#: Half the distance of float32 numbers at 1.
+_LEAST_CHANCE = 2.0**-24
 #: Of a prompt that was cut on the left so many characters must be found again, white space not counted.
 _LEAST_OVERLAP = 32
 
@@ -52,7 +54,8 @@ class Rewards(NamedTuple):
     rewards : list of float
     preference : list of float
         1 / (1 + exp(-reward)): the chance that a teacher of rationality 1 prefers the completion to the
-        reference point, were this its reward; in (0, 1), as dynamic filtering wants it.
+        reference point, were this its reward; within 2^-24 of 0 or 1 at most, so that it stays in (0, 1),
+        as dynamic filtering wants it, in float32 too.
     mean, standard_deviation : list of float
         As in `Estimate`; 0 for what was not scored.
     unscored : list of float
@@ -112,6 +115,9 @@ class OpenRLHFReward:
             raise ValueError(f"scorer is a {type(scorer).__name__}; expected a RewardScorer")
         if isinstance(end_tokens, str) or not all(isinstance(x, str) and x for x in end_tokens):
             raise ValueError("end_tokens is not a list of texts")
+        for name, given in (("prompt_prefix", prompt_prefix), ("prompt_suffix", prompt_suffix)):
+            if not isinstance(given, str):
+                raise ValueError(f"{name} is a {type(given).__name__}; expected text")
         self.scorer = scorer
         self.end_tokens = tuple(end_tokens)
         self.prompt_prefix, self.prompt_suffix = prompt_prefix, prompt_suffix
@@ -230,7 +236,9 @@ def _columns(pairs: Sequence[Pair | None]) -> tuple[list[str], list[str]]:
 
 
 def _logistic(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+    """1 / (1 + exp(-x)), kept off 0 and 1 as float32 has them."""
+    chance = 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+    return min(max(chance, _LEAST_CHANCE), 1.0 - _LEAST_CHANCE)
 
 
 def _tensor(values: list[float]) -> Any:
@@ -267,16 +275,16 @@ def split_query(query: str, prompt: str, end_tokens: Sequence[str] = END_TOKENS)
     >>> split_query("<s> Why? Because.</s></s>", "<s>Why?")
     ' Because.'
     """
-    if query.startswith(prompt):
-        completion = query[len(prompt) :]
-    else:
-        completion = query[_end_of_prompt(query, prompt) :]
+    start = len(prompt) if query.startswith(prompt) else _end_of_prompt(query, prompt)
+    end = len(query)
     while True:
-        bare = completion.rstrip()
-        token = next((token for token in end_tokens if bare.endswith(token)), None)
+        bare = end
+        while bare > start and query[bare - 1].isspace():
+            bare -= 1
+        token = next((token for token in end_tokens if query.endswith(token, start, bare)), None)
         if token is None:
-            return completion
-        completion = bare[: len(bare) - len(token)]
+            return query[start:end]
+        end = bare - len(token)
 
 
 def _end_of_prompt(query: str, prompt: str) -> int:
@@ -310,8 +318,9 @@ def _extended(border: list[int], pattern: str, size: int, letter: str) -> int:
     return size + 1 if pattern and pattern[size] == letter else 0
 
 
-_FILE = '''"""Reward function for OpenRLHF: --reward.remote_url {name}"""
+_FILE = '''"""Reward function for OpenRLHF."""
 
+# --reward.remote_url {name!r}
 from dal_learn.integrations.openrlhf_reward import OpenRLHFReward
 
 reward_func = OpenRLHFReward.of_file(
