@@ -32,7 +32,7 @@ class Pool:
         Row i is x_i = phi(s, a1) - phi(s, a0). NumPy arrays and memory maps that are C-contiguous, aligned
         and of native byte order are used in place, without a copy; strided, Fortran-ordered, misaligned and
         big-endian ones are copied; integers become float64. torch CPU tensors and DLPack producers are taken
-        as they are.
+        as they are, bfloat16 included; results then live where they do.
     category : array_like of int, (n,), optional
         Category of each conversation, from 0; all 0 when absent.
 

@@ -13,7 +13,7 @@ import dal_native as dn
 
 torch = pytest.importorskip("torch")
 
-from dal_learn import PessimisticReward  # noqa: E402
+from dal_learn import PessimisticReward, RewardModel  # noqa: E402
 from dal_learn._files import FileFormatError  # noqa: E402
 from dal_learn.integrations.torch_head import HeadEstimates, PessimisticRewardHead  # noqa: E402
 
@@ -103,6 +103,22 @@ def test_the_head_of_a_fitted_reward(tmp_path):
         hidden = stored(7, dtype=torch.float64)
         for ours, theirs in zip(head.estimates(hidden), reward.estimates(hidden), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_a_rewards_own_file_is_read_as_well(tmp_path):
+    theta, M, nu = problem(7)
+    path = tmp_path / "reward.safetensors"
+    PessimisticReward(theta, M, RADIUS, nu, encoder="abc").save(path)
+    head = PessimisticRewardHead.load(path, "abc", trainable=True)
+    assert head.score.weight.requires_grad
+    assert head.encoder == "abc"
+    same = PessimisticRewardHead(theta, M, RADIUS, nu)
+    assert torch.equal(head(stored(7)), same(stored(7)))
+    with pytest.raises(ValueError, match="made with encoder 'abc', expected 'other'"):
+        PessimisticRewardHead.load(path, "other")
+    RewardModel().fit(np.eye(2), [0, 1]).save(path)
+    with pytest.raises(ValueError, match="expected radius to be given"):
+        PessimisticRewardHead.load(path)
 
 
 def test_the_parts_agree_and_shapes_follow():

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .._files import FileFormatError, atomic_write
+from .._reward_file import form_of
 from ..pessimistic_reward import PessimisticReward
 
 if TYPE_CHECKING:
@@ -363,7 +364,7 @@ class PessimisticRewardHead(nn.Module):
         trainable: bool = False,
         device: torch.device | str | None = None,
     ) -> PessimisticRewardHead:
-        """Read what `save` wrote; nothing in the file is ever run.
+        """Read what `save` wrote, or `PessimisticReward.save`; nothing in the file is ever run.
 
         Parameters
         ----------
@@ -376,7 +377,7 @@ class PessimisticRewardHead(nn.Module):
         Returns
         -------
         PessimisticRewardHead
-            With the same bits as the one saved.
+            With the same bits as the one saved; in float32 where a `PessimisticReward` was.
 
         Raises
         ------
@@ -389,6 +390,13 @@ class PessimisticRewardHead(nn.Module):
         --------
         >>> PessimisticRewardHead.load("head.safetensors", encoder.fingerprint)  # doctest: +SKIP
         """
+        try:
+            form_of(path)
+        except FileFormatError:
+            pass  # no reward's file: a head's has the metadata that torch's readers look for
+        else:
+            reward = PessimisticReward.load(path, encoder)
+            return cls.from_reward(reward, trainable=trainable, device=device)
         state = _read_state(path)
         _check_encoder(_as_text(state["fingerprint"]), encoder)
         d = len(state["reference"])
