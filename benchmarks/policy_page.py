@@ -125,7 +125,7 @@ def settings(sizes: Sizes) -> dict[str, Any]:
                 row: dict[str, Any] = {"each": each, "matrix": matrix, "reference": reference, "unit": unit}
                 for tau in TEMPERATURES:
                     row[str(tau)] = traced(problem, pool, 2.0 * tau)
-                if reference == "none":
+                if reference == "none" and each == sizes.each[1]:
                     row["alone"] = alone(problem, pool, sizes.alone)
                 rows.append(row)
                 common.say(f"{each} {matrix} {reference}: {row['0.0']['reads']}, {row['0.1']['reads']} reads")

@@ -149,10 +149,10 @@ class Descent:
         if not fall < 0:
             return False
         for _ in range(30):
-            after = self.at(state.u + step, tau)
             if tau < state.tau:
-                self._enter(after)
+                self._enter(self.at(self._nearer_to_zero(state.u + step, tau / state.tau), tau))
                 return True
+            after = self.at(state.u + step, tau)
             turn = after.z - state.z
             if np.linalg.norm(turn) > 1e-8 * np.linalg.norm(state.z):
                 self.secants.append((step, turn))
@@ -170,21 +170,40 @@ class Descent:
         self.secants = deque(maxlen=_SECANTS)
 
     def _scaled(self, tau: float) -> bool:
-        """Cool reward and temperature together: the policy stays, and nothing has to be read.
+        """Cool reward and temperature together, where that stays inside: nothing has to be read.
 
-        Near x(pi) = nu that is all there is to do: gap and z stay small.
+        The policy is the same, and f_(s tau)(s theta) = s f_tau(theta). Near x(pi) = nu, where theta goes to 0
+        with tau, that is all there is to do: the gap stays small.
         """
-        state = self.state
-        theta = (tau / state.tau) * state.theta
+        state, share = self.state, tau / self.state.tau
+        theta = share * state.theta
         u = self.problem.factor.T @ (theta - self.problem.reward)
-        scaled = replace(
-            state, u=u, theta=theta, tau=tau,
-            objective=(tau / state.tau) * state.objective, best=(tau / state.tau) * state.best,
-        )  # fmt: skip
-        if np.linalg.norm(u) > self.gamma or scaled.gap(self.gamma) > max(0.1 * tau, state.gap(self.gamma)):
+        if not self._shrinks() or np.linalg.norm(u) > self.gamma:
             return False
+        scaled = replace(
+            state, u=u, theta=theta, tau=tau, objective=share * state.objective, best=share * state.best
+        )
         self._enter(scaled)
         return True
+
+    def _shrinks(self) -> bool:
+        """Whether a smaller theta is better when it is cold: at 0 f is 0, here (x - nu)'theta + smoothing."""
+        worth = float(self.state.z @ (self.problem.factor.T @ self.state.theta))
+        return worth + 0.5 * self.smoothing() > 0.0
+
+    def _nearer_to_zero(self, u: Vector, least: float) -> Vector:
+        """The reward of u shrunk as far as the ball allows, but by no more than the temperature."""
+        if not self._shrinks():
+            return u
+        t = self.problem.factor.T @ self.problem.reward
+        a = u + t  # of s theta: |s a - t| <= gamma
+        square, along = float(a @ a), float(a @ t)
+        root = along * along - square * (float(t @ t) - self.gamma**2)
+        if not root >= 0.0 or square == 0.0:
+            return u
+        share = float(np.clip((along - np.sqrt(root)) / square, least, 1.0))
+        moved = share * a - t
+        return np.asarray(moved * min(1.0, self.gamma / max(float(np.linalg.norm(moved)), 1e-300)))
 
     def _model(self) -> Vector:
         """The Hessian: averaged over the last samples, and exact along the last steps (BFGS)."""
