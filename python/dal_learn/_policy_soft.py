@@ -172,8 +172,8 @@ class Descent:
     def _scaled(self, tau: float) -> bool:
         """Cool reward and temperature together, where that stays inside: nothing has to be read.
 
-        The policy is the same, and f_(s tau)(s theta) = s f_tau(theta). Near x(pi) = nu, where theta goes to 0
-        with tau, that is all there is to do: the gap stays small.
+        The policy is the same, and f_(s tau)(s theta) = s f_tau(theta). Near x(pi) = nu, where theta goes to
+        0 with tau, that is all there is to do: the gap stays small.
         """
         state, share = self.state, tau / self.state.tau
         theta = share * state.theta
