@@ -11,7 +11,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 import dal_native as dn
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="extra 'torch' is not installed")
 
 from dal_learn import PessimisticReward, RewardModel  # noqa: E402
 from dal_learn._files import FileFormatError  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import dal_learn as dl
 import dal_native as dn
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="extra 'torch' is not installed")
 
 RNG = np.random.default_rng(4)
 PHI = RNG.normal(size=(30, 4)).astype(np.float32)
