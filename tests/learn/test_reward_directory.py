@@ -228,6 +228,9 @@ def test_rewards_of_other_features_are_refused(base, encoder, tmp_path):
     refused(
         ValueError, "base_model is 'hashing:16'; expected a HuggingFaceEncoder", out, "hashing:16", reward
     )
+    for samples in ("yes", []):
+        refused(ValueError, "samples is", out, encoder, reward, samples=samples)
+    refused(ValueError, r"samples\[1\] has no token", out, encoder, reward, samples=["yes", " "])
     refused(ValueError, "base_model is a LlamaModel", out, encoder.network, reward)
     refused(ValueError, "reward is a RewardModel; expected a PessimisticReward", out, encoder, RewardModel())
 

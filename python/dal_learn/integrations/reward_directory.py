@@ -110,6 +110,8 @@ def save_reward_model_directory(
     text = _text_form(reward, encoder)
     theta = _theta(reward, _validate.one_of(kind, "kind", _KINDS))
     facts = {"kind": kind, "encoder": reward.encoder, "text": text}
+    if isinstance(samples, str) or not len(samples):
+        raise ValueError(f"samples is {samples!r}; expected a list of texts, at least one")
     with _new_folder(directory) as folder:
         with quietly(transformers):
             chosen = copy.deepcopy(encoder.tokenizer if tokenizer is None else tokenizer)
@@ -216,7 +218,10 @@ def _set_padding(tokenizer: Any, model: Any, samples: Sequence[str]) -> None:
 
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    ends = {ids[-1] for ids in (tokenizer(text)["input_ids"] for text in samples) if ids}
+    rows = [tokenizer(text)["input_ids"] for text in samples]
+    if not all(rows):
+        raise ValueError(f"samples[{rows.index([])}] has no token; expected texts")
+    ends = {ids[-1] for ids in rows}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.pad_token = None
         tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
