@@ -87,6 +87,18 @@ inline Vector<double, Lanes> doubles(Vector<float, Lanes> f) {
   return __builtin_convertvector(f, Vector<double, Lanes>);
 }
 
+// 16 bits to 32, for the same reason.
+template <int Lanes>
+inline Vector<uint32_t, Lanes> wide_bits(Vector<uint16_t, Lanes> v) {
+#if defined(__AVX512F__)
+  if constexpr (Lanes == 16) return bits_as<Vector<uint32_t, 16>>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(v)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (Lanes == 8) return bits_as<Vector<uint32_t, 8>>(_mm256_cvtepu16_epi32(bits_as<__m128i>(v)));
+#endif
+  return __builtin_convertvector(v, Vector<uint32_t, Lanes>);
+}
+
 // Lanes values from p as a vector of T (float or double), converted exactly (double to float rounds).
 template <class T, int Lanes, class S>
 inline Vector<T, Lanes> load(const S* p) {
@@ -112,7 +124,7 @@ inline Vector<T, Lanes> load(const S* p) {
     } else
 #endif
         if constexpr (__is_same(S, Brain)) {
-      const auto wide = __builtin_convertvector(load_raw<Vector<uint16_t, Lanes>>(p), Vector<uint32_t, Lanes>);
+      const auto wide = wide_bits<Lanes>(load_raw<Vector<uint16_t, Lanes>>(p));
       f = bits_as<Vector<float, Lanes>>(wide << 16);
     } else {
       for (int k = 0; k < Lanes; ++k) f[k] = widen(p[k]);
