@@ -37,7 +37,7 @@ def test_one_command_refreshes_the_page(maker, tmp_path):
 
 
 def test_the_conic_solver_stands_beside(maker, tmp_path):
-    pytest.importorskip("cvxpy", reason="cvxpy is not installed: pip install -c tests/constraints.txt cvxpy")
+    pytest.importorskip("cvxpy", reason="cvxpy is not installed: it comes with the extra test")
     pytest.importorskip("matplotlib", reason="the plots need the extra plot")
     page = tmp_path / "page.md"
     page.write_text("<!-- begin conic -->\n<!-- end conic -->\n")

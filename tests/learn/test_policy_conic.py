@@ -8,7 +8,7 @@ from scipy.linalg import solve_triangular
 
 from dal_learn.policy import pessimistic_policy
 
-cp = pytest.importorskip("cvxpy", reason="cvxpy is not installed: pip install -c tests/constraints.txt cvxpy")
+cp = pytest.importorskip("cvxpy", reason="cvxpy is not installed: it comes with the extra test")
 
 
 def conic_optimum(phi, offsets, reward, M, radius, nu, weight, tau=0.0, base=None, allowed=None):
