@@ -26,7 +26,7 @@ from ._policy_soft import Descent, Soft, reward_spread
 #: Undecided completions, for each feature, below which the polytope is treated as one.
 _SMOOTH_ROWS = 0.5
 #: Steps without halving the gap after which smoothing has given what it can.
-_PATIENCE = 8
+_PATIENCE = 12
 
 
 @dataclass

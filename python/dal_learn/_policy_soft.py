@@ -148,10 +148,10 @@ class Descent:
         fall = float(state.z @ step)
         if not fall < 0:
             return False
+        if tau < state.tau:
+            self._enter(self.at(self._nearer_to_zero(state.u + step, tau / state.tau), tau))
+            return True
         for _ in range(30):
-            if tau < state.tau:
-                self._enter(self.at(self._nearer_to_zero(state.u + step, tau / state.tau), tau))
-                return True
             after = self.at(state.u + step, tau)
             turn = after.z - state.z
             if np.linalg.norm(turn) > 1e-8 * np.linalg.norm(state.z):
