@@ -143,6 +143,16 @@ def test_greedy_choices_keep_to_what_is_allowed():
     assert zero.probability.tolist() == [0.0, 1.0, 0.0]
 
 
+def test_a_gap_that_only_rounding_keeps_open_ends_the_search():
+    rng = np.random.default_rng(3)
+    phi, offsets = rng.standard_normal((60, 12)), np.arange(0, 61, 6)
+    nu = rng.dirichlet(np.ones(60)) @ phi
+    with pytest.warns(PolicyNotConverged, match=r"above tol 0;"):
+        p = pessimistic_policy(phi, offsets, 0.3 * np.ones(12), np.eye(12), 3.0, reference=nu, tol=0.0)
+    assert 0 < p.duality_gap < 1e-11
+    assert p.n_iter < 200
+
+
 # -------------------------------------------------------------------------------------------- larger problems
 
 
