@@ -65,7 +65,7 @@ class BestOfN:
     @property
     def abstained(self) -> NDArray[np.bool_]:
         """Where no choice is made, (P,)."""
-        return np.asarray(self.choice < 0)
+        return self.choice < 0
 
 
 def best_of_n(

@@ -53,6 +53,8 @@ def test_a_policy_of_torch_ranks_completions():
         same(
             dl.best_of_n(torch.tensor(PHI), OFFSETS, reward, by=by), dl.best_of_n(PHI, OFFSETS, reward, by=by)
         )
+    abstained = dl.best_of_n(torch.tensor(PHI), OFFSETS, reward, abstain=True).abstained
+    assert isinstance(abstained, torch.Tensor) and abstained.dtype == torch.bool
     policies = [
         dl.pessimistic_policy(phi, OFFSETS, THETA, M, RADIUS, temperature=0.3)
         for phi in (torch.tensor(PHI), PHI)
