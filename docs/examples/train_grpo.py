@@ -202,11 +202,11 @@ def tiny_model(words: list[str], seed: int = 0) -> tuple[Any, Any]:
 
 
 def tiny_reward(
-    words: list[str], seed: int = 0, labels: int = 600
+    words: list[str], seed: int = 0, labels: int = 1500
 ) -> tuple[dl.PessimisticReward, HashingEncoder]:
     """A reward fitted to simulated answers about texts that use half of the words only."""
     rng = np.random.default_rng(seed)
-    encoder = HashingEncoder(128)
+    encoder = HashingEncoder(256)
     known = rng.permutation(words)[: len(words) // 2]
     phi = encoder.encode([" ".join(rng.choice(known, 12)) for _ in range(2 * labels)]).astype(np.float64)
     taste = rng.normal(size=encoder.dimension)
