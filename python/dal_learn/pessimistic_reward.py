@@ -11,7 +11,7 @@ not as a row of weights.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,6 +119,10 @@ class PessimisticReward:
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its arguments: arrays that went through a pickle could be written to."""
+        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.init)
 
     @property
     def d(self) -> int:

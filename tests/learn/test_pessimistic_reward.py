@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -115,10 +116,13 @@ def test_file_keeps_everything(tmp_path):
 
 
 def test_other_processes_can_have_it():
-    reward = made()
-    again = pickle.loads(pickle.dumps(reward))
+    reward = made(assumption="many labels").with_policy(np.arange(5.0))
     phi = np.random.default_rng(5).standard_normal((3, 5))
-    assert (again.lower_bound(phi) == reward.lower_bound(phi)).all()
+    for again in (pickle.loads(pickle.dumps(reward)), copy.deepcopy(reward)):
+        assert (again.lower_bound(phi) == reward.lower_bound(phi)).all()
+        assert (again.least_favourable(phi) == reward.least_favourable(phi)).all()
+        assert (again.encoder, again.assumption) == ("abc", "many labels")
+        assert not again.coef.flags.writeable and not again.information.flags.writeable
 
 
 def test_nothing_can_be_changed():
