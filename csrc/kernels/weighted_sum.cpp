@@ -1,7 +1,7 @@
 // out_(c_q) += w_q x_(r_q), columns first..last-1, and out += sum_i w_i (x_i' v) x_i.
 //
 // rows (., d) row-major as stored; out (cells, d) float64, entries added one by one in their order; no argument overlaps
-// an output. `row` and `cell` may be null: entry q is row q, and all are of cell 0. Where they are, a few rows are taken
+// an output. `row` and `cell` may be null: entry q is row q, and all are of cell 0. Then a few rows are taken
 // side by side, and a vector of the sum is loaded and stored once for all of them, in the same order of additions;
 // otherwise once for each, which is still bound by the one read of the rows.
 #include "kernels/level.hpp"
