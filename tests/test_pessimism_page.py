@@ -71,6 +71,8 @@ def test_sentences_about_shift_agree_with_its_table(measured):
     assert np.argmax(worse["greedy"]) in (4, 5) and worse["greedy"][-1] < worse["greedy"].max() / 2
     behind = good["joint, ellipsoid"] - good["greedy"]
     assert (behind[: shifts.index(0.9) + 1] > 0).all() and (behind[shifts.index(0.95) : -1] < 0).all()
+    paid = worse["joint, calibrated"] - worse["joint, ellipsoid"]
+    assert paid.max() == paid[shifts.index(0.98)] == pytest.approx(0.04, abs=0.005)
     for world in mean.values():
         assert (world["joint, policy"] - world["greedy"]).max() < 0.02
         several = [world[f"joint, {kind}"] for kind in ("ellipsoid", "policy", "bootstrap", "calibrated")]
