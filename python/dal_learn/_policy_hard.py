@@ -240,7 +240,8 @@ def _frank_wolfe(
         push = z * (slope / max(float(np.hypot(np.linalg.norm(z), eps)), np.finfo(np.float64).tiny))
         theta = (problem.reward if finite else 0.0) - problem.unwhiten(push)
         rows, best, mean = problem.best(theta)
-        bounds.above(float(problem.weight @ best - problem.reference @ theta), theta)
+        at_best, at_nu = float(problem.weight @ best), float(problem.reference @ theta)
+        bounds.above(at_best - at_nu, theta)
         gap = bounds.upper - max(bounds.lower, mixed)
         problem.told(gap)
         parts = problem.whiten(mean - problem.shift)
@@ -248,7 +249,7 @@ def _frank_wolfe(
             break
         idle = 0 if gap < _LESS * least else idle + 1
         least = gap if idle == 0 else least
-        if idle >= _IDLE and gap <= _ROUNDING * _size(vertices, t, slope):
+        if idle >= _IDLE and gap <= _ROUNDING * (abs(at_best) + abs(at_nu) + _size(vertices, t, slope)):
             break
         if not _extend(problem, vertices, rows, parts, t - push):
             break

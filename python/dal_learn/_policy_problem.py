@@ -23,6 +23,8 @@ Mask = NDArray[np.bool_]
 Result = TypeVar("Result", bound="DataclassInstance")
 #: Groups of prompts whose vertices are kept apart: more mean fewer reads and larger systems.
 GROUPS = 32
+#: The largest finite radius: its products with positions stay far from overflow.
+LARGEST_RADIUS = 1e100
 #: Called with the reads made and the gap proved so far.
 Progress = Callable[[int, float], object]
 
@@ -153,11 +155,18 @@ class Problem:
 
     def whiten(self, difference: Vector) -> Vector:
         """L^-1 (x - nu), for a vector or a (k, d) stack of them."""
-        return np.ascontiguousarray(solve_triangular(self.factor, difference.T, lower=True).T)
+        return np.ascontiguousarray(self._solved(difference.T, "N").T)
 
     def unwhiten(self, r: Vector) -> Vector:
         """L'^-1 r: from whitened to a reward vector."""
-        return np.asarray(solve_triangular(self.factor, r, lower=True, trans="T"))
+        return np.asarray(self._solved(r, "T"))
+
+    def _solved(self, b: Vector, trans: str) -> Vector:
+        if not np.isfinite(b).all():
+            raise ValueError(
+                "completions, reference or radius are too large beside M: what is computed of them overflows"
+            )
+        return np.asarray(solve_triangular(self.factor, b, lower=True, trans=trans, check_finite=False))
 
     def value(self, z: Vector, gamma: float) -> tuple[float, float]:
         """(x - nu)'theta_hat and V = (x - nu)'theta_hat - gamma |x - nu|_{M^-1}."""
@@ -224,6 +233,8 @@ def made_problem(
     allowed: Any = None,
     progress: Progress | None = None,
 ) -> Problem:
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress is a {type(progress).__name__}; expected a function of reads and gap")
     pool = pool_of(completions, prompt_offsets)
     offsets = pool.prompt_offsets
     assert offsets is not None
@@ -286,7 +297,10 @@ def factor_of(M: Any, d: int) -> Vector:
 def radius_of(value: Any) -> float:
     if not isinstance(value, (bool, str)) and np.ndim(value) == 0 and value == np.inf:
         return float(np.inf)
-    return _validate.number(value, "radius", 0.0)
+    radius = _validate.number(value, "radius", 0.0)
+    if radius > LARGEST_RADIUS:
+        raise ValueError(f"radius is {radius:g}; expected at most {LARGEST_RADIUS:g}, or inf")
+    return radius
 
 
 def prompt_weights(values: Any, n_prompts: int) -> Vector:
@@ -361,6 +375,10 @@ def set_reference(problem: Problem, reference: Any) -> Vector | None:
         return uniform_policy(problem) if anchor is None else anchor
     nu = np.zeros(d) if reference is None else _validate.floats(reference, "reference", 1)
     _validate.length(nu, d, "reference", "feature")
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(nu @ problem.reward)
+    if not finite:
+        raise ValueError("reference is too large beside reward: their product overflows")
     share = np.add.reduceat(problem.weight, problem.groups[:-1])
     problem.reference, problem.shift = nu, share[:, None] * nu
     return None

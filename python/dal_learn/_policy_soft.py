@@ -294,11 +294,16 @@ def in_ball(hessian: Vector, linear: Vector, gamma: float) -> Vector:
             continue
         v = -cho_solve(factor, unit)
         norm = float(np.linalg.norm(v))
-        if (norm <= 1.0 and mu == low) or abs(norm - 1.0) <= 1e-10 or high - low <= 1e-14 * high:
+        if (
+            (norm <= 1.0 and mu == low)
+            or norm == 0.0
+            or abs(norm - 1.0) <= 1e-10
+            or high - low <= 1e-14 * high
+        ):
             break
         low, high = (mu, high) if norm > 1.0 else (low, mu)
         w = solve_triangular(factor[0], v, lower=True)
         mu += (norm - 1.0) * norm * norm / float(w @ w)
         if not low < mu < high:
             mu = 0.5 * (low + high)
-    return np.asarray(v * (gamma * min(1.0, 1.0 / norm)))
+    return np.asarray(v * (gamma / max(1.0, norm)))

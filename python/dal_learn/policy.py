@@ -157,6 +157,8 @@ def pessimistic_policy(
     tau = _validate.number(temperature, "temperature", 0.0)
     tol, rtol = _validate.number(tol, "tol", 0.0), _validate.number(rtol, "rtol", 0.0)
     max_iter = _validate.whole(max_iter, "max_iter", 0)
+    if M is None:
+        raise ValueError("M is missing; expected an information matrix")
     if tau > 0 and not np.isfinite(gamma):
         raise ValueError("radius is inf; expected a finite radius when temperature is positive")
     with single_threaded_blas():

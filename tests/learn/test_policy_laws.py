@@ -316,6 +316,11 @@ def test_the_step_in_the_ball_is_optimal(seed, d, gamma):
             {"completions": dn.Pool.from_completions(np.eye(4), [0, 2, 4])},
         ),
         ("reward has length 3; expected 4", {"reward": np.ones(3)}),
+        ("M is missing", {"M": None}),
+        ("progress is a int; expected a function", {"progress": 5}),
+        ("radius is 1e[+]308; expected at most 1e[+]100, or inf", {"radius": 1e308}),
+        ("too large beside M", {"reference": np.full(4, 1e300), "M": 1e-20 * np.eye(4)}),
+        ("reference is too large beside reward", {"reference": np.full(4, 1e308)}),
     ],
 )
 def test_refused(words, changes):
@@ -329,6 +334,13 @@ def test_refused(words, changes):
     }
     with pytest.raises(ValueError, match=words):
         pessimistic_policy(**arguments)
+
+
+@pytest.mark.parametrize("tau", [1e-300, 1e-200, 1e-20])
+def test_a_temperature_next_to_nothing_still_ends(tau):
+    with pytest.warns(PolicyNotConverged):
+        p = pessimistic_policy(np.eye(4), [0, 2, 4], np.ones(4), np.eye(4), 1.0, temperature=tau, max_iter=9)
+    assert p.lower_bound <= 0.5 <= p.lower_bound + p.duality_gap
 
 
 def test_probabilities_that_do_not_sum_to_one_are_refused():
