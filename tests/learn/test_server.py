@@ -386,8 +386,9 @@ def test_arguments_are_checked(app):
         serve(app, port=65536)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         serve(app, port=taken.getsockname()[1])
-    with pytest.raises(OSError):
-        serve(app, host="no such host")
+    for host in ("no such host", "a..b", ""):
+        with pytest.raises(OSError, match=f"host is '{host}', which is no address"):
+            serve(app, host=host)
 
 
 def test_without_the_extra_the_reason_is_given(monkeypatch, app):

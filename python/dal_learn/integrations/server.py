@@ -312,7 +312,8 @@ def serve(
 
     Notes
     -----
-    Outside the main thread no signal is listened to; `stop` then ends it.
+    A signal is passed on once everything is answered: Ctrl-C as KeyboardInterrupt, SIGTERM as the end of the
+    process. Outside the main thread no signal is listened to; `stop` then ends it.
     """
     uvicorn = _validate.require("uvicorn", "serve", "the reward server")
     _validate.whole(port, "port", 0)
@@ -348,7 +349,10 @@ def serve(
 
 def _listening(host: str, port: int) -> socket.socket:
     """A listening socket; an address that cannot be used is an OSError here and now."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:  # names that are no names are a matter of IDNA
+        raise OSError(f"host is {host!r}, which is no address here ({error})") from None
     family, *_, address = found[0]
     return socket.create_server(address[:2], family=family, backlog=2048)
 
