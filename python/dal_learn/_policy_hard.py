@@ -15,7 +15,7 @@ sqrt(|z|^2 + eps^2), and all weights are optimised anew over the vertices kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import LinAlgError
@@ -137,12 +137,12 @@ def hard(
         _frank_wolfe(problem, vertices, bounds, t, slope, finite, tol, rtol, max_iter)
     z, theta = bounds.z, bounds.theta
     assert z is not None and bounds.probability is not None
-    if not finite and np.linalg.norm(z) <= tol:
-        z, theta = np.zeros_like(z), np.zeros_like(theta)
-    return problem.result(
-        bounds.probability.copy(), z, theta, bounds.gap, _goal(bounds, tol, rtol),
-        gamma=gamma, n_iter=bounds.n_iter, scale=bounds.scale,
+    reached = not finite and bool(np.linalg.norm(z) <= tol)  # nu
+    found = problem.result(
+        bounds.probability.copy(), z, np.zeros_like(theta) if reached else theta,
+        bounds.gap, _goal(bounds, tol, rtol), gamma=gamma, n_iter=bounds.n_iter, scale=bounds.scale,
     )  # fmt: skip
+    return replace(found, lower_bound=0.0) if reached else found
 
 
 def _goal(bounds: Bounds, tol: float, rtol: float) -> float:

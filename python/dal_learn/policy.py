@@ -89,7 +89,7 @@ def pessimistic_policy(
         |theta - theta_hat|_M <= radius.
     radius : float
         See `confidence_radius`. At 0 the policy is greedy. With ``inf`` it goes to the reference point if any
-        policy reaches it, else as near as |.|_{M^-1} allows: `lower_bound` is then 0 or -inf,
+        policy comes within `tol` of it, else as near as |.|_{M^-1} allows: `lower_bound` is then 0 or -inf,
         `duality_gap` is in units of |x - nu|_{M^-1}, and `least_favourable_reward` is 0 or the unit
         direction of the penalty.
     reference : None, "mean", "base" or array_like (d,), optional

@@ -336,6 +336,13 @@ def test_refused(words, changes):
         pessimistic_policy(**arguments)
 
 
+def test_at_an_infinite_radius_the_value_is_that_of_the_policy():
+    phi, reward = 1e-8 * np.eye(2), np.array([1e8, 2e8])
+    p = pessimistic_policy(phi, [0, 2], reward, np.eye(2), np.inf, tol=1e-2)
+    assert p.lower_bound == 0.0  # |x| is below tol: as good as on the reference point
+    assert p.value == pytest.approx(p.probability @ phi @ reward)
+
+
 @pytest.mark.parametrize("tau", [1e-300, 1e-200, 1e-20])
 def test_a_temperature_next_to_nothing_still_ends(tau):
     with pytest.warns(PolicyNotConverged):
