@@ -177,7 +177,8 @@ def table_settings(found: Mapping[str, Any]) -> str:
             ]
         line.append(_reads(row["alone"]) if "alone" in row else "")
         lines.append(line)
-    most = max(row[tau]["reads"] for row in found["rows"] for tau in ("0.0", "0.1"))
+    reads = [row[tau]["reads"] for row in found["rows"] for tau in ("0.0", "0.1")]
+    over = sum(count > 20 for count in reads)
     return (
         f"About {found['completions']:,} completions of {found['d']} features in float32, to a gap of "
         f'{RTOL:g} times the scale. Most reads in any setting: {most}. "In reads" is the wall time in units '
