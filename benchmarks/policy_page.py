@@ -181,8 +181,8 @@ def table_settings(found: Mapping[str, Any]) -> str:
     over = sum(count > 20 for count in reads)
     return (
         f"About {found['completions']:,} completions of {found['d']} features in float32, to a gap of "
-        f"{RTOL:g} times the scale. Most reads of any solution: {max(reads)}; {over} of {len(reads)} took more "
-        'than 20. "In reads" is the wall time in units '
+        f"{RTOL:g} times the scale. Most reads of any solution: {max(reads)}; {over} of {len(reads)} took "
+        'more than 20. "In reads" is the wall time in units '
         f"of one pass that finds each prompt's best completion. Frank-Wolfe alone was stopped after "
         f"{found['alone']} steps; where it had not arrived, the gap it had left stands in brackets.\n\n"
         + common.table(head, lines)
