@@ -65,7 +65,7 @@ def softened(
     state = best = descent.state
     scale = problem.advantage(state.best) if rtol > 0 else np.nan
     goal = max(tol, rtol * scale) if rtol > 0 else tol
-    idle = 0  # steps that moved f by no more than its rounding
+    idle = 0  # steps that moved f by no more than its rounding, and left the gap where it was
     while True:
         cold = state.tau == tau
         if best.tau > tau or state.gap(gamma) < best.gap(gamma):
@@ -76,10 +76,10 @@ def softened(
         if not descent.step(max(tau, descent.cooler(0.1, max(descent.smoothing(), 0.1 * state.tau)))):
             if cold:
                 break
-            descent.state = descent.at(state.u, tau)
+            descent.cool(max(tau, 0.1 * state.tau))
         after = descent.state
         flat = after.tau == state.tau and after.objective >= state.objective - state.rounding
-        idle = idle + 1 if flat else 0
+        idle = idle + 1 if flat and not after.gap(gamma) < 0.9 * best.gap(gamma) else 0
         state = after
     if best.tau > tau:  # stopped while still warm
         best = descent.at(best.u, tau)
@@ -163,6 +163,10 @@ class Descent:
             share = float(np.clip(fall / (fall - ahead), 0.1, 0.7)) if ahead > 0 else 0.5
             step, fall = share * step, share * fall
         return False
+
+    def cool(self, tau: float) -> None:
+        """The same reward at another temperature: one read."""
+        self._enter(self.at(self.state.u, tau))
 
     def _enter(self, state: Soft) -> None:
         """Start at a temperature: what was learned of f's curvature at another one is forgotten."""
@@ -297,7 +301,7 @@ def in_ball(hessian: Vector, linear: Vector, gamma: float) -> Vector:
         if (
             (norm <= 1.0 and mu == low)
             or norm == 0.0
-            or abs(norm - 1.0) <= 1e-10
+            or abs(norm - 1.0) <= 1e-14
             or high - low <= 1e-14 * high
         ):
             break

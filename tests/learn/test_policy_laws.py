@@ -343,6 +343,15 @@ def test_at_an_infinite_radius_the_value_is_that_of_the_policy():
     assert p.value == pytest.approx(p.probability @ phi @ reward)
 
 
+def test_a_low_temperature_is_reached_step_by_step():
+    """Two prompts that the penalty keeps undecided, though the temperature is nothing beside it."""
+    p = pessimistic_policy(
+        np.eye(4), [0, 2, 4], np.arange(4.0), np.eye(4), 1e4, temperature=1e-4, tol=1e-2
+    )  # with the warning that it did not converge as an error
+    assert p.converged
+    assert p.probability == pytest.approx(0.5, abs=1e-3)
+
+
 @pytest.mark.parametrize("tau", [1e-300, 1e-200, 1e-20])
 def test_a_temperature_next_to_nothing_still_ends(tau):
     with pytest.warns(PolicyNotConverged):
