@@ -4,6 +4,7 @@ import asyncio
 import copy
 import math
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
@@ -435,23 +436,23 @@ def test_pickled_to_an_encoder_that_changed_it_is_refused():
         pickle.loads(pickle.dumps(scorer))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(
-            "fork", marks=pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-        ),
-        "spawn",
-    ],
-)
-def test_in_another_process_it_starts_anew(method):
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_in_a_forked_process_it_starts_anew():
     scorer = made(window=0.05)
     expected = [scorer.reward("?", w) for w in WORDS]
     assert scorer._waiting.thread is not None  # idle, and gone in the child
-    with multiprocessing.get_context(method).Pool(1) as pool:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
         found, encoded = pool.apply_async(_score, (scorer, WORDS)).get(120)
     assert found == expected and encoded == len(WORDS)
     assert [scorer.reward("?", w) for w in WORDS] == expected
+
+
+def test_in_a_spawned_process_it_starts_anew():
+    scorer = made(window=0.05)
+    expected = scorer.queued(["?"] * len(WORDS), WORDS)
+    asked = operator.methodcaller("queued", ["?"] * len(WORDS), WORDS)  # the child cannot import this file
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply_async(asked, (scorer,)).get(120) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
