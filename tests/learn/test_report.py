@@ -297,6 +297,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_plot
 def test_the_most_uncertain_prompts_are_listed_safely(tmp_path):
     results = make_results(0.05)
     text = report.uncertain_table(results["policy"]).splitlines()
@@ -313,6 +314,7 @@ def test_the_most_uncertain_prompts_are_listed_safely(tmp_path):
     assert "Most uncertain prompts" not in (tmp_path / "report.html").read_text()
 
 
+@needs_plot
 def test_results_from_before_prompts_were_drawn_still_render(tmp_path):
     results = make_results(0.05)
     for name in ("drawn", "most_uncertain", "prompts_vouched_for"):
