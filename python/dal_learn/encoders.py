@@ -37,6 +37,7 @@ __all__ = [
     "encoder_input",
     "feature_fingerprint",
     "get_encoder",
+    "text_form_of",
 ]
 
 Embeddings = NDArray[np.float32]
@@ -175,6 +176,18 @@ def feature_fingerprint(encoder: Encoder, text: str) -> str:
     """
     in_folder = isinstance(encoder, HuggingFaceEncoder) and Path(encoder.name).is_dir()  # it may be moved
     return f"{'folder' if in_folder else encoder.name}/{encoder.fingerprint}/{text}"
+
+
+def text_form_of(fingerprint: str, encoder: Encoder) -> str | None:
+    """The text form whose `feature_fingerprint` with this encoder is the given one; None where none is.
+
+    Examples
+    --------
+    >>> encoder = HashingEncoder(8)
+    >>> text_form_of(feature_fingerprint(encoder, "prompt+response"), encoder)
+    'prompt+response'
+    """
+    return next((form for form in TEXT_FORMS if feature_fingerprint(encoder, form) == fingerprint), None)
 
 
 def embed(

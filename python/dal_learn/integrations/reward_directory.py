@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dal_native import _validate
 
 from .._files import sync_to_disk
-from ..encoders import TEXT_FORMS, HuggingFaceEncoder, feature_fingerprint, get_encoder, quietly
+from ..encoders import HuggingFaceEncoder, get_encoder, quietly, text_form_of
 from ..pessimistic_reward import PessimisticReward
 
 __all__ = ["SAMPLES", "save_reward_model_directory"]
@@ -145,13 +145,13 @@ def _text_form(reward: PessimisticReward, encoder: HuggingFaceEncoder) -> str | 
         )
     if reward.encoder == encoder.fingerprint:
         return None
-    for form in TEXT_FORMS:
-        if reward.encoder == feature_fingerprint(encoder, form):
-            return form
-    raise ValueError(
-        f"reward was fitted on encoder {reward.encoder!r}; expected that of base_model, pooling included "
-        f"({encoder.fingerprint!r}): on other features it means nothing"
-    )
+    form = None if reward.encoder is None else text_form_of(reward.encoder, encoder)
+    if form is None:
+        raise ValueError(
+            f"reward was fitted on encoder {reward.encoder!r}; expected that of base_model, pooling included "
+            f"({encoder.fingerprint!r}): on other features it means nothing"
+        )
+    return form
 
 
 def _theta(reward: PessimisticReward, kind: str) -> NDArray[np.float64]:

@@ -32,8 +32,8 @@ from ..encoders import (
     Encoder,
     embed,
     encoder_input,
-    feature_fingerprint,
     get_encoder,
+    text_form_of,
 )
 from ..pessimistic_reward import PessimisticReward
 
@@ -693,16 +693,13 @@ def _text_form(reward: PessimisticReward, encoder: Encoder, text: str | None) ->
     wanted = None if text is None else _validate.one_of(text, "text", TEXT_FORMS)
     if reward.encoder is None:
         raise ValueError("the reward names no encoder; expected one made with encoder=")
-    if reward.encoder == encoder.fingerprint:
-        form = wanted or "response"
-    else:
-        known = {feature_fingerprint(encoder, form): form for form in TEXT_FORMS}
-        if reward.encoder not in known:
-            raise ValueError(
-                f"the reward was made with encoder {reward.encoder!r}, not with {encoder.name!r} "
-                f"({encoder.fingerprint!r}): the features would not mean the same"
-            )
-        form = known[reward.encoder]
+    bare = reward.encoder == encoder.fingerprint
+    form = wanted or "response" if bare else text_form_of(reward.encoder, encoder)
+    if form is None:
+        raise ValueError(
+            f"the reward was made with encoder {reward.encoder!r}, not with {encoder.name!r} "
+            f"({encoder.fingerprint!r}): the features would not mean the same"
+        )
     if wanted not in (None, form):
         raise ValueError(f"text is {wanted!r}; expected {form!r}, as when the reward was made")
     if reward.d != encoder.dimension:
